@@ -1,0 +1,118 @@
+"""Keep what a training run has reached: the best model, whole at any moment, and all that a killed run needs to go on."""
+
+import json
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from expressions import UserError
+
+# What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
+MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter", "_ema_weights_in_model")
+
+
+class BestModel(keras.callbacks.ModelCheckpoint):
+    """ModelCheckpoint (best only) whose file is replaced at once: a run killed while saving leaves the one before.
+
+    path: the .h5 file. monitor: the value of the logs that decides.
+    """
+
+    def __init__(self, path, monitor):
+        self.path, self.partial = Path(path), Path(path).with_suffix(".partial.h5")
+        super().__init__(self.partial, monitor=monitor, save_best_only=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if self.partial.exists():
+            os.replace(self.partial, self.path)
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Add the seconds that an epoch took, validation included, to its logs; CSVLogger after it writes them down."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["seconds"] = round(time.perf_counter() - self.start, 2)
+
+
+class Backup(keras.callbacks.Callback):
+    """Save the state of a run after every epoch, so that a killed run goes on as if nothing had happened.
+
+    The state is every variable of the network (those that drive dropout included) and the optimizer, what the other
+    callbacks remember, and the history; the order and warps of an epoch's images follow from seed and epoch alone.
+    It comes last among the callbacks, so that it sees what they did.
+
+    path: the .npz file. settings: what a resumed run must have in common with this one (JSON values).
+    callbacks: those that remember something. history: the path of CSVLogger's file. images: the training iterator.
+    """
+
+    def __init__(self, path, settings, callbacks, history, images):
+        super().__init__()
+        self.path, self.settings, self.callbacks = Path(path), settings, callbacks
+        self.history, self.images = Path(history), images
+        self.memory = None
+
+    def restore(self, network):
+        """Put `network` (compiled) back where the run stood. Returns (epochs done, whether it had ended by itself).
+
+        Raises UserError when there is nothing to resume, or it was run with other settings."""
+        if not self.path.exists():
+            raise UserError(f"{self.path}: no run to resume; start one without --resume")
+        try:
+            with np.load(self.path) as file:
+                state = json.loads(str(file["state"]))
+                values = [file[f"variable{index}"] for index in range(state["variables"])]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            raise UserError(f"{self.path}: damaged; start anew without --resume") from None
+        changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+        if changed:
+            before = ", ".join(f"{name} was {state['settings'].get(name)}" for name in changed)
+            raise UserError(f"{self.path}: can't resume with other settings ({before}); use the same, or start anew")
+        network.optimizer.build(network.trainable_variables)
+        for variable, value in zip(self.variables(network), values, strict=True):
+            variable.assign(value)
+        self.memory = state["memory"]
+        self.history.write_text(state["history"], encoding="utf-8")
+        return state["epochs"], state["ended"]
+
+    @staticmethod
+    def variables(network):
+        return [*network.variables, *network.optimizer.variables]
+
+    def on_train_begin(self, logs=None):
+        # the other callbacks have just forgotten; a resumed run reminds them
+        for callback, memory in zip(self.callbacks, self.memory or (), strict=False):
+            for name, value in memory.items():
+                setattr(callback, name, value)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        np.random.seed([self.settings["seed"], epoch])
+        self.images.on_epoch_end()  # shuffles
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            return  # the last good state is worth more
+        memory = [
+            {name: plain(getattr(callback, name)) for name in MEMORY if hasattr(callback, name)}
+            for callback in self.callbacks
+        ]
+        variables = self.variables(self.model)
+        state = {
+            "settings": self.settings, "epochs": epoch + 1, "ended": bool(self.model.stop_training), "memory": memory,
+            "history": self.history.read_text(encoding="utf-8"), "variables": len(variables),
+        }  # fmt: skip
+        values = {f"variable{index}": keras.ops.convert_to_numpy(value) for index, value in enumerate(variables)}
+        partial = self.path.with_suffix(".partial.npz")
+        np.savez(partial, state=np.array(json.dumps(state)), **values)
+        os.replace(partial, self.path)
+
+
+def plain(value):
+    """A number that JSON can write, whatever kind of scalar it is; None stays None."""
+    return value if value is None or isinstance(value, int) else float(value)
