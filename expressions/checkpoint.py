@@ -1,4 +1,4 @@
-"""Keep what a training run has reached: the best model, whole at any moment, and all that a killed run needs to go on."""
+"""Keep what a training run has reached: the best model, whole at any moment, and what a killed run needs to go on."""
 
 import json
 import os
@@ -26,7 +26,8 @@ class BestModel(keras.callbacks.ModelCheckpoint):
         super().__init__(self.partial, monitor=monitor, save_best_only=True)
 
     def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
+        if np.isfinite(logs["loss"]):
+            super().on_epoch_end(epoch, logs)
         if self.partial.exists():
             os.replace(self.partial, self.path)
 
@@ -58,18 +59,28 @@ class Backup(keras.callbacks.Callback):
         self.history, self.images = Path(history), images
         self.memory = None
 
+    def start_anew(self, best, epochs):
+        """Remove what a finished run left: state, history, and the file `best`. Returns (0, False), as `restore` does.
+
+        Raises UserError when the run that is there has done fewer than `epochs` epochs and could still be resumed."""
+        if self.path.exists():
+            state, _ = self.read()
+            if not state["ended"] and state["epochs"] < epochs:
+                raise UserError(
+                    f"{self.path.parent}: holds an unfinished run ({state['epochs']} epochs done); "
+                    f"go on with --resume, or remove {self.path.name} there to start anew"
+                )
+        for old in (self.path, self.history, Path(best)):
+            old.unlink(missing_ok=True)
+        return 0, False
+
     def restore(self, network):
         """Put `network` (compiled) back where the run stood. Returns (epochs done, whether it had ended by itself).
 
         Raises UserError when there is nothing to resume, or it was run with other settings."""
         if not self.path.exists():
             raise UserError(f"{self.path}: no run to resume; start one without --resume")
-        try:
-            with np.load(self.path) as file:
-                state = json.loads(str(file["state"]))
-                values = [file[f"variable{index}"] for index in range(state["variables"])]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            raise UserError(f"{self.path}: damaged; start anew without --resume") from None
+        state, values = self.read()
         changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
         if changed:
             before = ", ".join(f"{name} was {state['settings'].get(name)}" for name in changed)
@@ -80,6 +91,15 @@ class Backup(keras.callbacks.Callback):
         self.memory = state["memory"]
         self.history.write_text(state["history"], encoding="utf-8")
         return state["epochs"], state["ended"]
+
+    def read(self):
+        """The saved state (a dictionary) and the values of the variables, in order."""
+        try:
+            with np.load(self.path) as file:
+                state = json.loads(str(file["state"]))
+                return state, [file[f"variable{index}"] for index in range(state["variables"])]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise UserError(f"{self.path}: damaged; remove it and start anew") from None
 
     @staticmethod
     def variables(network):

@@ -1,4 +1,4 @@
-"""The model file: a Keras .h5 that tells its own labels and input, checked before it is loaded, and what it says of faces.
+"""The model file: a Keras .h5 that tells its own labels and input, is checked before it is loaded, and judges faces.
 
 The facts travel inside the .h5, as JSON in the attribute `facts` of its root; nothing is inferred from a file name.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from expressions import UserError, prepare
 
-# A .h5 from a stranger may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
+# A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
     "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Dense", "Dropout", "Flatten",
     "GlobalAveragePooling2D", "InputLayer", "MaxPooling2D", "ReLU", "Sequential", "Softmax",
@@ -41,8 +41,8 @@ class Classifier:
         shapes = (tuple(self.network.input_shape), tuple(self.network.output_shape))
         if shapes != expected:
             raise UserError(
-                f"{path}: takes and gives {shapes}, but says {size}x{size} gray pictures and {len(self.labels)} labels; "
-                "train it again"
+                f"{path}: takes and gives {shapes}, but says {size}x{size} gray pictures and {len(self.labels)} labels;"
+                " train it again"
             )
 
     def probabilities(self, faces):
@@ -51,18 +51,23 @@ class Classifier:
         faces: a sequence of n pictures that `expressions.prepare` takes: uint8, gray or BGR, of any size.
         Returns float32 (n, classes), rows that add up to 1, in the order of `labels`.
         """
-        size = self.facts["image_size"]
         results = [np.empty((0, len(self.labels)), np.float32)]
         for start in range(0, len(faces), BATCH):
-            pixels = np.stack([prepare(face, size) for face in faces[start : start + BATCH]])
-            inputs = pixels[..., None].astype(np.float32) * np.float32(self.facts["scale"])
-            results.append(np.asarray(self.network.predict_on_batch(inputs)))
+            results.append(np.asarray(self.network.predict_on_batch(self.inputs(faces[start : start + BATCH]))))
         return np.concatenate(results)
+
+    def inputs(self, faces):
+        """The network's input for n pictures of faces: float32 (n, size, size, 1)."""
+        pixels = np.stack([prepare(face, self.facts["image_size"]) for face in faces])
+        return pixels[..., None].astype(np.float32) * np.float32(self.facts["scale"])
 
 
 def write_facts(path, facts):
-    """Store `facts` in the model file at `path`: labels, image_size (pixels), scale (input = pixel * scale), and whatever
-    else should travel with it, such as metrics, data and versions. They replace the facts that were there."""
+    """Store `facts` in the model file at `path`, in the place of those that were there.
+
+    facts: JSON values; labels, image_size (pixels) and scale (input = pixel * scale), and whatever else should travel
+    with the network, such as metrics, data and versions.
+    """
     with h5py.File(path, "r+") as file:
         file.attrs["facts"] = json.dumps(facts)
 

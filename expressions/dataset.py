@@ -15,7 +15,11 @@ import pandas as pd
 from expressions import EMOTIONS, IMAGE_SIZE, UserError, prepare
 
 SPLITS = ("train", "validation", "test")
-FOLDER_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
+FOLDER_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
 CSV_EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # fer2013.csv: codes 0 to 6
 CSV_USAGES = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -33,7 +37,7 @@ class Dataset(NamedTuple):
     """A data set, ready to train on.
 
     source: where it came from, in words. labels: the class names in the order of the label indices.
-    splits: {"train": Split, "validation": Split} and "test" where there is one. notes: what was found, dropped, and why.
+    splits: {"train": Split, "validation": Split} and "test" where there is one. notes: what was found and done.
     """
 
     source: str
@@ -43,9 +47,7 @@ class Dataset(NamedTuple):
 
     def counts(self):
         """Images per class and split, with sums, as a DataFrame."""
-        columns = {
-            name: np.bincount(split.labels, minlength=len(self.labels)) for name, split in self.splits.items()
-        }
+        columns = {name: np.bincount(split.labels, minlength=len(self.labels)) for name, split in self.splits.items()}
         table = pd.DataFrame(columns, index=list(self.labels))
         table.loc["all"] = table.sum()
         return table
@@ -125,8 +127,7 @@ def read_folders(root):
             if entry.is_dir() and not entry.name.startswith("."):
                 files[split].setdefault(entry.name.lower(), []).extend(images_in(entry))
     public = {
-        label: [file for file in paths if file.name.startswith("PublicTest_")]
-        for label, paths in files["test"].items()
+        label: [file for file in paths if file.name.startswith("PublicTest_")] for label, paths in files["test"].items()
     }
     if any(public.values()) and not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
         files["validation"] = public
@@ -204,11 +205,11 @@ def read_csv(path):
 
 
 def check(dataset, seed=0):
-    """Hold out validation images where there are none, drop training images that also stand in another split, count
+    """Hold out validation images where there are none, drop training images that also stand in another split, and count
     copies. Returns a Dataset whose notes say what was done. Raises UserError when nothing can be learned from it."""
     splits, notes = dict(dataset.splits), list(dataset.notes)
     if "train" not in splits:
-        raise UserError(f"{dataset.source}: no training images that OpenCV can read; it takes train/<class>/*.png or .jpg")
+        raise UserError(f"{dataset.source}: no training image that OpenCV can read; put some in train/<class>/")
     if "validation" not in splits:
         train = splits["train"]
         held = held_out(train.labels, seed)
@@ -216,28 +217,21 @@ def check(dataset, seed=0):
         splits["validation"] = Split(train.images[held], train.labels[held])
         notes.append(f"no validation split: held {held.sum()} images out of train (stratified, seed {seed})")
 
-    train = splits["train"]
-    keys = {name: [image.tobytes() for image in split.images] for name, split in splits.items()}
-    for other in ("validation", "test"):
-        if other in splits:
-            seen = set(keys[other])
-            copies = len(seen) < len(keys[other]) and f"{len(keys[other]) - len(seen)} copies within {other} (kept)"
-            shared = np.array([key in seen for key in keys["train"]], dtype=bool)
+    keys = {name: np.array([image.tobytes() for image in split.images], dtype=object) for name, split in splits.items()}
+    for name in ("validation", "test"):
+        if name in splits:
+            shared = np.isin(keys["train"], keys[name])
             if shared.any():
-                train = Split(train.images[~shared], train.labels[~shared])
-                keys["train"] = [key for key, drop in zip(keys["train"], shared, strict=True) if not drop]
-                notes.append(f"dropped {shared.sum()} training images that also stand in {other}, pixel for pixel")
-            if copies:
-                notes.append(copies)
-    splits["train"] = train
-    labels_of = {}
-    for key, label in zip(keys["train"], train.labels, strict=True):
-        labels_of.setdefault(key, set()).add(label)
-    if len(labels_of) < len(keys["train"]):
-        torn = sum(len(labels) > 1 for labels in labels_of.values())
-        notes.append(
-            f"{len(keys['train']) - len(labels_of)} copies within train (kept); {torn} images stand under two labels"
-        )
+                splits["train"] = Split(*(array[~shared] for array in splits["train"]))
+                keys["train"] = keys["train"][~shared]
+                notes.append(f"dropped {shared.sum()} training images that also stand in {name}, pixel for pixel")
+    for name, split in splits.items():
+        labels_of = {}
+        for key, label in zip(keys[name], split.labels, strict=True):
+            labels_of.setdefault(key, set()).add(label)
+        copies, torn = len(keys[name]) - len(labels_of), sum(len(labels) > 1 for labels in labels_of.values())
+        if copies:
+            notes.append(f"{copies} images of {name} are copies of another one there (kept), {torn} with another label")
 
     counts = {name: np.bincount(split.labels, minlength=len(dataset.labels)) for name, split in splits.items()}
     if len(dataset.labels) < 2:

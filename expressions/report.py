@@ -1,2 +1,264 @@
-def draw_samples(*a): pass
-def draw_distribution(*a): pass
+"""What a run shows of itself: metrics, curves, confusion matrix, sample pictures, mistakes, and the model card."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+
+GRID = (4, 8)  # rows and columns of a picture grid
+
+
+class Evaluation(NamedTuple):
+    """What a classifier said of labelled images.
+
+    labels: class names, in the order of the columns. truth: the true label index, int (n,).
+    probabilities: float (n, classes), rows that add up to 1.
+    """
+
+    labels: tuple
+    truth: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def predicted(self):
+        """Index of the likeliest label, int (n,)."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def top1(self):
+        """Share of images whose likeliest label is the true one, 0 to 1."""
+        return float((self.predicted == self.truth).mean())
+
+    def confusion(self):
+        """Counts, int (classes, classes): rows are the true labels, columns the predicted ones."""
+        counts = np.zeros((len(self.labels),) * 2, dtype=np.int64)
+        np.add.at(counts, (self.truth, self.predicted), 1)
+        return counts
+
+    def table(self):
+        """Precision, recall, F1 (0 to 1) and support (images) per class, as a DataFrame.
+
+        A ratio without a denominator counts as 0, but for the recall of a class without images, which is NaN."""
+        counts = self.confusion()
+        hits, support, calls = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+        table = pd.DataFrame(index=list(self.labels))
+        table["precision"] = hits / np.maximum(calls, 1)
+        table["recall"] = np.where(support > 0, hits / np.maximum(support, 1), np.nan)
+        table["f1"] = 2 * hits / np.maximum(support + calls, 1)
+        table["support"] = support
+        return table
+
+    @property
+    def macro_f1(self):
+        """Mean F1 over the classes that have images: each counts the same, however rare."""
+        table = self.table()
+        return float(table.loc[table["support"] > 0, "f1"].mean())
+
+    def metrics(self):
+        """The figures that travel in the model file, as JSON values."""
+        recalls = self.table()["recall"].dropna()
+        return {
+            "n": len(self.truth),
+            "top1": round(self.top1, 4),
+            "macro_f1": round(self.macro_f1, 4),
+            "recall": {label: round(value, 4) for label, value in recalls.items()},
+        }
+
+
+def write_report(folder, facts, data, evaluations, megabytes):
+    """Write curves, confusion matrix, the surest mistakes and the model card into `folder`.
+
+    facts: what the model file says of itself. data: the Dataset. evaluations: {"single view": Evaluation, ...} on its
+    validation split, the first of them in detail. megabytes: size of the model file. The folder holds history.csv.
+    """
+    folder = Path(folder)
+    history = pd.read_csv(folder / "history.csv")
+    first = next(iter(evaluations.values()))
+    draw_curves(history, folder / "curves.png")
+    draw_confusion(first, folder / "confusion_matrix.png")
+    draw_mistakes(data.splits["validation"].images, first, folder / "mistakes.png")
+    partial = folder / "README.partial.md"
+    partial.write_text(card(facts, data, evaluations, megabytes, history), encoding="utf-8")
+    os.replace(partial, folder / "README.md")
+
+
+def describe(evaluations, seed):
+    """Top-1 and macro F1 of each evaluation, and the table of the first, as lines of text."""
+    first = next(iter(evaluations.values()))
+    lines = [f"Validation, n = {len(first.truth)}, one run, seed {seed}:"]
+    lines += [
+        f"  {name}: top-1 {each.top1:.1%}, macro F1 {each.macro_f1:.3f}, "
+        f"recall {', '.join(f'{label} {value:.0%}' for label, value in each.table()['recall'].dropna().items())}"
+        for name, each in evaluations.items()
+    ]
+    return "\n".join([*lines, "", first.table().round(3).to_string(na_rep="-")])
+
+
+def draw_samples(data, shown, path):
+    """Draw a grid of training images of the class `shown`, spread evenly over the split, as a PNG file at `path`."""
+    images, labels = data.splits["train"]
+    rows = np.flatnonzero(labels == data.labels.index(shown))
+    picked = rows[np.linspace(0, len(rows) - 1, min(len(rows), GRID[0] * GRID[1])).astype(int)]
+    title = f"{shown}: {len(picked)} of {len(rows)} training images"
+    save(grid(images[picked], [""] * len(picked), title), path)
+
+
+def draw_distribution(data, path):
+    """Draw the images per class and split as a PNG file at `path`."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    counts = data.counts().drop(index="all").rename_axis("class").reset_index()
+    counts = counts.melt("class", var_name="split", value_name="images")
+    seaborn.barplot(counts, x="class", y="images", hue="split", palette="colorblind", ax=axes)
+    for bars in axes.containers:
+        axes.bar_label(bars, fontsize=7)
+    axes.set(xlabel="", title="Images per class")
+    seaborn.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
+    save(figure, path)
+
+
+def draw_curves(table, path):
+    """Draw accuracy and loss over the epochs (a DataFrame of CSVLogger's file) as a PNG file at `path`."""
+    epochs = table["epoch"] + 1
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        axes.plot(epochs, table[name], label="train (augmented, with dropout)")
+        axes.plot(epochs, table[f"val_{name}"], label="validation")
+        best = table["val_accuracy"].idxmax()
+        axes.plot(epochs[best], table[f"val_{name}"][best], "o", color="black", label=f"saved: epoch {epochs[best]}")
+        for epoch in epochs[table["learning_rate"].diff() < 0]:
+            axes.axvline(epoch, color="lightgray", linewidth=1, zorder=0)
+        axes.set(xlabel="epoch (gray lines: learning rate lowered)", title=name)
+        axes.legend()
+    save(figure, path)
+
+
+def draw_confusion(evaluation, path):
+    """Draw the confusion matrix, each row as shares of its true class with the counts below, as a PNG at `path`."""
+    counts = evaluation.confusion()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    texts = [f"{share:.0%}\n{count}" for share, count in zip(shares.flat, counts.flat, strict=True)]
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.add_subplot()
+    seaborn.heatmap(
+        shares, annot=np.reshape(texts, counts.shape), fmt="", vmin=0, vmax=1, cmap="Blues", square=True, ax=axes,
+        xticklabels=evaluation.labels, yticklabels=evaluation.labels,
+    )  # fmt: skip
+    title = f"Validation: top-1 {evaluation.top1:.1%}, macro F1 {evaluation.macro_f1:.3f}, n = {len(evaluation.truth)}"
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.tick_params(axis="y", rotation=0)
+    save(figure, path)
+
+
+def draw_mistakes(images, evaluation, path):
+    """Draw the mistakes that the classifier was surest of, as a picture grid in a PNG file at `path`."""
+    confidence = evaluation.probabilities.max(axis=1)
+    wrong = np.flatnonzero(evaluation.predicted != evaluation.truth)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: GRID[0] * GRID[1]]
+    names = evaluation.labels
+    captions = [
+        f"{names[evaluation.predicted[row]]} {confidence[row]:.0%}\nis {names[evaluation.truth[row]]}" for row in worst
+    ]
+    title = f"The surest of {len(wrong)} mistakes among {len(evaluation.truth)} images"
+    save(grid(images[worst], captions, title), path)
+
+
+def grid(images, captions, title):
+    """A figure with the images in rows, a caption under each."""
+    figure = Figure(figsize=(GRID[1] * 1.2, GRID[0] * 1.5 + 0.4), layout="constrained")
+    figure.suptitle(title)
+    for axes in (places := figure.subplots(*GRID).ravel()):
+        axes.axis("off")
+    for axes, image, caption in zip(places, images, captions, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=8, y=-0.08, va="top")
+    return figure
+
+
+def save(figure, path):
+    """Write the figure as a PNG file at once: a run killed meanwhile leaves the picture before."""
+    partial = Path(path).with_suffix(".partial.png")
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)
+
+
+CARD = """\
+# Model card: {name}
+
+Tells the expression of one face: {labels}. A Keras `Sequential` network ("{network}", {parameters:,} parameters,
+{megabytes:.1f} MB) that takes {image_size}x{image_size} gray pictures, pixel times {scale:.6f}.
+
+## How good it is
+
+Measured on the **validation** split ({n} images) with this file, loaded as the webcam program loads it. The epoch was
+chosen on these same images, so expect a little less on new ones of the same kind. One run, seed {seed}.
+
+{results}
+
+Single view, per class:
+
+{per_class}
+
+Most frequent confusions: {confusions}.
+
+![confusion matrix](confusion_matrix.png)
+![curves](curves.png)
+
+## How it was made
+
+{epochs} epochs in {minutes:.0f} minutes, the best of them epoch {best_epoch}, on {machine}; batch size {batch_size}.
+{versions}.
+
+Data: {data}, fingerprint `{fingerprint}`.
+
+{counts}
+
+{notes}
+
+## What it must not be used for
+
+An expression is not a feeling: people smile in anger and frown in thought. The labels are what strangers saw in a
+picture, and they often disagree. Data collected on the web carries its biases of age, sex, skin colour and culture, and
+nobody has measured here how the errors fall on each group. Do not use it to judge, hire, teach, police or diagnose
+people. In the European Union, inferring emotions at work and in schools is prohibited (AI Act, Article 5(1)(f)).
+"""
+
+
+def card(facts, data, evaluations, megabytes, history):
+    """The model card, in Markdown; the arguments are those of `write_report`, and the history as a DataFrame."""
+    first = next(iter(evaluations.values()))
+    confusion = first.confusion()
+    np.fill_diagonal(confusion, 0)
+    pairs = sorted(((count, *place) for place, count in np.ndenumerate(confusion) if count), reverse=True)[:4]
+    results = pd.DataFrame(
+        {
+            name: {"top-1": f"{each.top1:.1%}", "macro F1": f"{each.macro_f1:.3f}"}
+            | {f"recall {label}": f"{value:.1%}" for label, value in each.table()["recall"].dropna().items()}
+            for name, each in evaluations.items()
+        }
+    )
+    return CARD.format(
+        **facts | {"labels": ", ".join(facts["labels"])},
+        megabytes=megabytes,
+        n=len(first.truth),
+        results=markdown(results),
+        per_class=markdown(first.table().round(3)),
+        confusions=", ".join(f"{first.labels[true]} taken for {first.labels[taken]} ({n})" for n, true, taken in pairs)
+        or "none",
+        epochs=len(history),
+        minutes=history["seconds"].sum() / 60,
+        best_epoch=history["val_accuracy"].idxmax() + 1,
+        counts=markdown(data.counts()),
+        notes="\n".join(f"- {note}" for note in data.notes),
+    )
+
+
+def markdown(table):
+    """A DataFrame as a Markdown table."""
+    rows = [["", *map(str, table.columns)], ["---"] * (len(table.columns) + 1)]
+    rows += [[str(index), *map(str, row)] for index, *row in table.astype(object).itertuples()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

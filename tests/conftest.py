@@ -1,0 +1,65 @@
+"""What several tests share: small data sets of drawn faces, the two scripts run as a user runs them, a trained model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from expressions import EMOTIONS, synthetic
+
+ROOT = Path(__file__).resolve().parent.parent
+SPLITS = {"train": 8, "validation": 3}  # images per class
+
+
+def write_data(folder, splits=SPLITS, labels=EMOTIONS, name="{label}_{index}.png"):
+    """Write drawn faces as folder/split/label/name; returns the folder."""
+    random = np.random.default_rng(7)
+    for split, per_class in splits.items():
+        for number, label in enumerate(labels):
+            place = folder / split / label
+            place.mkdir(parents=True)
+            for index in range(per_class):
+                face = synthetic.draw_face(EMOTIONS[number % len(EMOTIONS)], random)
+                cv2.imwrite(str(place / name.format(label=label, index=index)), face)
+    return folder
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def run(script, *arguments, display=None, folder=None):
+    """Run one of the scripts to its end, in another working directory, without a screen unless one is named."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    if display:
+        environment["DISPLAY"] = display
+    return subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, env=environment, cwd=folder or "/", timeout=300
+    )
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, data_folder):
+    """The model file of a run of two epochs, its report beside it; too short a run to be any good."""
+    model = tmp_path_factory.mktemp("models") / "small.h5"
+    result = run("train.py", "--data", data_folder, "--model", model, "--epochs", 2, "--batch-size", 16)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (model.parent / "output.txt").write_text(result.stdout)
+    return model
+
+
+@pytest.fixture(scope="session")
+def frame():
+    """A frame of a camera with one drawn, happy face in it, 240 pixels wide, its left upper corner at (200, 120)."""
+    frame = np.full((480, 640, 3), 128, np.uint8)
+    frame[120:360, 200:440] = synthetic.draw_face("happy", np.random.default_rng(0), 240)[..., None]
+    return frame

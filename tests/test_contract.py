@@ -1,0 +1,82 @@
+"""The promises that hold the parts together: one label order, one way to the network's input, a star of modules."""
+
+import ast
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import train
+from expressions import EMOTIONS, IMAGE_SIZE, SCALE, dataset, overlay, prepare, synthetic
+from expressions.augmentation import ImageDataGenerator
+from expressions.classifier import Classifier
+from expressions.faces import Box, crop
+
+MODULES = sorted((ROOT / "expressions").glob("*.py"))
+
+
+def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tensor_bit_for_bit(data_folder, trained):
+    data = dataset.load(data_folder)
+    images, _ = next(train.flow(ImageDataGenerator(rescale=SCALE), data, "validation", 21))
+    files = [file for label in EMOTIONS for file in sorted((data_folder / "validation" / label).iterdir())]
+    classifier = Classifier(trained)
+    for file, from_training in zip(files, images, strict=True):
+        frame = np.random.default_rng(1).integers(0, 256, (480, 640, 3), np.uint8)
+        frame[100:148, 300:348] = cv2.imread(str(file))
+        gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+        from_camera = classifier.inputs([crop(gray, Box(300, 100, 48, 48))])[0]
+        assert from_camera.dtype == from_training.dtype == np.float32
+        np.testing.assert_array_equal(from_camera, from_training)
+
+
+def test_the_network_sees_values_from_0_to_1(trained):
+    inputs = Classifier(trained).inputs([np.full((90, 90), 255, np.uint8), np.zeros((20, 20, 3), np.uint8)])
+    assert inputs.shape == (2, IMAGE_SIZE, IMAGE_SIZE, 1)
+    assert inputs[0].max() == pytest.approx(1) and inputs[1].max() == 0
+
+
+def test_one_label_order_everywhere(data_folder, trained):
+    assert list(EMOTIONS) == sorted(EMOTIONS)
+    assert dataset.load(data_folder).labels == Classifier(trained).labels == EMOTIONS
+    assert set(dataset.CSV_EMOTIONS) == set(synthetic.EXPRESSIONS) == set(overlay.COLOURS) == set(EMOTIONS)
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 48, 1), (48, 48, 3), (48, 48, 4), (7, 200), (300, 310, 3), (1, 1)])
+def test_prepare_takes_any_picture(shape):
+    pixels = prepare(np.full(shape, 77, np.uint8))
+    assert pixels.shape == (48, 48) and pixels.dtype == np.uint8
+    assert (pixels == 77).all()
+
+
+def test_prepare_averages_when_it_shrinks():
+    checkers = (np.indices((480, 480)).sum(axis=0) % 2 * 200).astype(np.uint8)
+    assert (prepare(checkers) == 100).all()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_modules_import_the_contract_and_never_one_another(path):
+    siblings = {module.stem for module in MODULES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and not node.module.startswith("expressions.")
+            if node.module == "expressions":
+                assert not siblings & {name.name for name in node.names}
+        elif isinstance(node, ast.Import):
+            assert not any(name.name.split(".")[0] == "expressions" for name in node.names)
+
+
+def imported(module):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_faces_video_and_overlay_need_no_deep_learning_framework():
+    for module in ("faces", "video", "overlay", "synthetic", "dataset"):
+        assert not imported(f"expressions.{module}") & {"keras", "tensorflow", "torch", "jax"}
+
+
+def test_the_webcam_loads_no_plotting_library():
+    assert not imported("realtime_detect") & {"seaborn", "matplotlib.figure", "expressions.dataset"}

@@ -1,0 +1,172 @@
+"""Data sets in every layout that people download, and what is said of those that are none."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_data
+
+from expressions import EMOTIONS, UserError, dataset, synthetic
+
+
+def counts(data):
+    return {name: len(split.images) for name, split in data.splits.items()}
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "Val"])
+def test_folders_with_a_validation_split(tmp_path, name):
+    data = dataset.load(write_data(tmp_path, {"train": 2, name: 1}))
+    assert counts(data) == {"train": 14, "validation": 7}
+    assert data.labels == EMOTIONS
+    assert data.splits["train"].images.shape == (14, 48, 48) and data.splits["train"].images.dtype == np.uint8
+    assert data.splits["train"].labels.tolist() == sorted(list(range(7)) * 2)
+    assert data.counts().loc["all"].tolist() == [14, 7]
+
+
+def test_one_level_down_as_in_images_train(tmp_path):
+    write_data(tmp_path / "images", {"train": 1, "validation": 1})
+    assert counts(dataset.load(tmp_path)) == {"train": 7, "validation": 7}
+
+
+def test_class_folders_alone_and_no_split_of_their_own(tmp_path):
+    write_data(tmp_path, {"train": 20})
+    data = dataset.load(tmp_path / "train", seed=3)
+    assert counts(data) == {"train": 126, "validation": 14}
+    assert np.bincount(data.splits["validation"].labels).tolist() == [2] * 7  # stratified
+    again, other = dataset.load(tmp_path / "train", seed=3), dataset.load(tmp_path / "train", seed=4)
+    assert again.fingerprint() == data.fingerprint() != other.fingerprint()
+    assert any("held 14 images" in note for note in data.notes)
+
+
+def test_kaggle_keeps_both_test_sets_in_one_folder(tmp_path):
+    write_data(tmp_path, {"train": 3}, name="Training_{index}.png")
+    random = np.random.default_rng(1)
+    for index, label in enumerate(EMOTIONS):
+        place = tmp_path / "test" / label
+        place.mkdir(parents=True)
+        for name in [f"PublicTest_{index}.png", f"PrivateTest_{index}.png", f"PrivateTest_1{index}.png"]:
+            cv2.imwrite(str(place / name), synthetic.draw_face(label, random))
+    public = cv2.imread(str(tmp_path / "test" / "happy" / "PublicTest_3.png"), cv2.IMREAD_GRAYSCALE)
+    data = dataset.load(tmp_path)
+    assert counts(data) == {"train": 21, "validation": 7, "test": 14}
+    np.testing.assert_array_equal(data.splits["validation"].images[EMOTIONS.index("happy")], public)
+
+
+def test_a_test_folder_without_those_names_is_a_test_split(tmp_path):
+    assert counts(dataset.load(write_data(tmp_path, {"train": 10, "test": 2}))) == {
+        "train": 63,
+        "validation": 7,
+        "test": 14,
+    }
+
+
+def write_csv(path, rows, header="emotion,pixels,Usage"):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def csv_rows(usages=("Training", "PublicTest", "PrivateTest")):
+    """One image per code and usage; its first pixel tells the code, so that no two are alike."""
+    rows = []
+    for number, usage in enumerate(usages):
+        for code in range(7):
+            pixels = [code * 10 + number, *[100] * 2303]
+            rows.append(f"{code},{' '.join(map(str, pixels))},{usage}")
+    return rows
+
+
+@pytest.mark.parametrize("header", ["emotion,pixels,Usage", "emotion, pixels, Usage", "\ufeffemotion,pixels,Usage"])
+def test_csv_codes_are_not_in_alphabetical_order(tmp_path, header):
+    write_csv(tmp_path / "fer2013.csv", csv_rows(), header)
+    data = dataset.load(tmp_path)
+    assert counts(data) == {"train": 7, "validation": 7, "test": 7}
+    names = {}
+    for image, label in zip(*data.splits["train"], strict=True):
+        names[image[0, 0] // 10] = data.labels[label]
+    assert names == dict(enumerate(["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]))
+
+
+def test_csv_by_its_own_path_and_without_usage(tmp_path):
+    rows = [row.rsplit(",", 1)[0] for row in csv_rows(("a", "b", "c"))]
+    path = write_csv(tmp_path / "train.csv", rows, "emotion,pixels")
+    assert counts(dataset.load(path)) == {"train": 14, "validation": 7}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("7," + " ".join(["1"] * 2304) + ",Training", "data row 1: emotion"),
+        ("1," + " ".join(["1"] * 2303) + ",Training", "data row 1: pixels"),
+        ("1," + " ".join(["256"] * 2304) + ",Training", "data row 1: pixels"),
+        ("1," + " ".join(["x"] * 2304) + ",Training", "data row 1: pixels"),
+        ("1," + " ".join(["1"] * 2304) + ",Train", "data row 1: Usage"),
+    ],
+)
+def test_a_broken_csv_row_is_named(tmp_path, row, words):
+    path = write_csv(tmp_path / "fer2013.csv", [row, *csv_rows()])
+    with pytest.raises(UserError, match=words):
+        dataset.load(path)
+
+
+def test_training_images_that_stand_in_validation_too_are_dropped(tmp_path):
+    write_data(tmp_path, {"train": 3, "validation": 2})
+    shutil.copy(tmp_path / "validation" / "sad" / "sad_0.png", tmp_path / "train" / "sad" / "leak.png")
+    shutil.copy(tmp_path / "validation" / "fear" / "fear_1.png", tmp_path / "train" / "angry" / "leak.png")
+    shutil.copy(tmp_path / "train" / "sad" / "sad_0.png", tmp_path / "train" / "happy" / "twin.png")
+    data = dataset.load(tmp_path)
+    assert counts(data) == {"train": 22, "validation": 14}
+    seen = {image.tobytes() for image in data.splits["validation"].images}
+    assert not any(image.tobytes() in seen for image in data.splits["train"].images)
+    assert "dropped 2 training images that also stand in validation, pixel for pixel" in data.notes
+    assert "1 images of train are copies of another one there (kept), 1 with another label" in data.notes
+
+
+def test_images_of_any_size_mode_and_format_and_those_that_are_none(tmp_path):
+    write_data(tmp_path, {"train": 2, "validation": 2})
+    place = tmp_path / "train" / "happy"
+    ramp = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (60, 1))
+    cv2.imwrite(str(place / "large.JPG"), cv2.cvtColor(ramp, cv2.COLOR_GRAY2BGR))
+    cv2.imwrite(str(place / "alpha.png"), cv2.cvtColor(ramp, cv2.COLOR_GRAY2BGRA))
+    cv2.imwrite(str(place / "sixteen.png"), ramp.astype(np.uint16) * 257)
+    cv2.imwrite(str(place / "tiny.bmp"), ramp[:5, :5])
+    cv2.imwrite(str(place / "nämé \u8138.webp".replace("\n", "")), ramp)
+    (place / "empty.png").touch()
+    (place / "text.jpg").write_text("this is no picture")
+    (place / "notes.txt").write_text("nor is this, and it doesn't say so")
+    data = dataset.load(tmp_path)
+    images = data.splits["train"].images[data.splits["train"].labels == EMOTIONS.index("happy")]
+    assert len(images) == 2 + 5
+    wide = [image for image in images if image[24, 0] < 12 and image[24, -1] > 243]
+    assert len(wide) == 4  # the ramp arrived whole from every mode and depth
+    assert any("skipped 2 files" in note and "empty.png" in note and "text.jpg" in note for note in data.notes)
+
+
+def test_other_classes_than_the_seven(tmp_path):
+    data = dataset.load(write_data(tmp_path, {"train": 3, "validation": 1}, labels=("Tired", "awake", "asleep")))
+    assert data.labels == ("asleep", "awake", "tired")
+
+
+def test_no_data_set_is_no_error_to_find(tmp_path):
+    (tmp_path / "README.md").write_text("put a data set here")
+    assert dataset.find(tmp_path) is None
+    assert dataset.find(tmp_path / "missing") is None
+
+
+def test_what_can_t_be_trained_on_is_said_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_data(tmp_path / "lonely", {"train": 3}, labels=("happy",))
+    write_data(tmp_path / "torn", {"train": 2}, labels=("happy", "sad"))
+    write_data(tmp_path / "torn", {"validation": 2}, labels=("angry", "sad"))
+    write_data(tmp_path / "two" / "a", {"train": 1})
+    write_data(tmp_path / "two" / "b", {"train": 1})
+    for name, words in {
+        "missing": "no data set here",
+        "empty": "no data set here",
+        "lonely": "only one class",
+        "torn": "no training image of angry",
+        "two": "several data sets",
+    }.items():
+        with pytest.raises(UserError, match=words) as caught:
+            dataset.load(tmp_path / name)
+        assert "\n" not in str(caught.value)
