@@ -1,4 +1,4 @@
-"""What several tests share: small data sets of drawn faces, the two scripts run as a user runs them, a trained model."""
+"""What several tests share: data sets of drawn faces, the two scripts run as a user runs them, a trained model."""
 
 import os
 import subprocess

@@ -1,0 +1,57 @@
+"""OpenCV's warp does what ImageDataGenerator's parameters say."""
+
+import numpy as np
+import pytest
+
+from expressions import synthetic
+from expressions.augmentation import OpenCVImageDataGenerator
+
+REST = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": False}
+
+
+@pytest.fixture
+def face():
+    return synthetic.draw_face("fear", np.random.default_rng(2)).astype(np.float32)[..., None]
+
+
+def warp(image, **parameters):
+    return OpenCVImageDataGenerator().apply_transform(image, REST | parameters)
+
+
+def test_nothing_to_do_leaves_the_image_as_it_is(face):
+    np.testing.assert_array_equal(warp(face), face)
+
+
+def test_flip(face):
+    np.testing.assert_allclose(warp(face, flip_horizontal=True), face[:, ::-1], atol=1e-3)
+
+
+def test_shift_repeats_the_border(face):
+    np.testing.assert_allclose(warp(face, tx=3)[:, :-3], face[:, 3:], atol=1e-3)
+    np.testing.assert_allclose(warp(face, ty=-5)[5:], face[:-5], atol=1e-3)
+    np.testing.assert_allclose(warp(face, ty=-5)[:5], np.repeat(face[:1], 5, axis=0), atol=1e-3)
+
+
+def test_rotation_by_a_right_angle(face):
+    np.testing.assert_allclose(warp(face, theta=90), np.rot90(face), atol=1e-3)
+
+
+def test_zoom_in_shows_the_middle_larger(face):
+    zoomed = warp(face, zx=0.5, zy=0.5)
+    np.testing.assert_allclose(zoomed[::2, ::2][:, :, 0].mean(), face[12:36, 12:36].mean(), atol=4)
+    assert abs(zoomed.mean() - face.mean()) > 1
+
+
+def test_options_bound_the_warp_and_numpy_s_seed_decides_it(face):
+    generator = OpenCVImageDataGenerator(
+        rescale=1 / 255, rotation_range=10, width_shift_range=0.1, zoom_range=0.1, horizontal_flip=True
+    )
+    images = np.repeat(face[None], 32, axis=0)
+    np.random.seed(4)
+    first = next(generator.flow(images, batch_size=32, shuffle=False))
+    np.random.seed(4)
+    again = next(generator.flow(images, batch_size=32, shuffle=False))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (32, 48, 48, 1) and first.dtype == np.float32
+    assert 0 <= first.min() and first.max() <= 1
+    assert len({image.tobytes() for image in first}) == 32

@@ -1,0 +1,68 @@
+"""The face detector on frames with drawn faces, and what it says when it can't work."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from expressions import EMOTIONS, UserError, synthetic
+from expressions.faces import Box, FaceDetector, crop
+
+CASCADE = ROOT / "haarcascade_frontalface_default.xml"
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return FaceDetector(CASCADE)
+
+
+def overlap(box, other):
+    """Intersection over union of two boxes (x, y, width, height)."""
+    width = min(box[0] + box[2], other[0] + other[2]) - max(box[0], other[0])
+    height = min(box[1] + box[3], other[1] + other[3]) - max(box[1], other[1])
+    shared = max(0, width) * max(0, height)
+    return shared / (box[2] * box[3] + other[2] * other[3] - shared)
+
+
+def test_finds_the_drawn_faces_of_every_expression(detector):
+    random, found = np.random.default_rng(3), 0
+    for emotion in EMOTIONS * 3:
+        gray = np.full((480, 640), 128, np.uint8)
+        gray[100:300, 250:450] = synthetic.draw_face(emotion, random, 200)
+        found += any(overlap(box, (250, 100, 200, 200)) > 0.6 for box in detector.detect(gray))
+    assert found >= 19, f"{found} of 21"
+
+
+def test_boxes_of_a_large_frame_are_in_its_own_pixels_and_within_it(detector):
+    gray = np.full((1080, 1920), 128, np.uint8)
+    gray[200:800, 0:600] = synthetic.draw_face("neutral", np.random.default_rng(0), 600)
+    gray[300:700, 1300:1700] = synthetic.draw_face("happy", np.random.default_rng(1), 400)
+    boxes = detector.detect(gray)
+    assert overlap(boxes[0], (0, 200, 600, 600)) > 0.6 and overlap(boxes[-1], (1300, 300, 400, 400)) > 0.6
+    for box in boxes:
+        assert box.x >= 0 and box.y >= 0 and box.x + box.width <= 1920 and box.y + box.height <= 1080
+        assert crop(gray, box).shape == (box.height, box.width)
+
+
+def test_finds_nothing_where_nothing_is(detector):
+    assert detector.detect(np.zeros((480, 640), np.uint8)) == []
+    assert detector.detect(np.full((1, 1), 200, np.uint8)) == []
+
+
+def test_crop_is_the_box():
+    gray = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    np.testing.assert_array_equal(crop(gray, Box(2, 3, 4, 5)), gray[3:8, 2:6])
+
+
+def test_says_what_is_wrong_with_the_cascade(tmp_path, monkeypatch):
+    (tmp_path / "empty.xml").touch()
+    (tmp_path / "other.xml").write_text('<?xml version="1.0"?><opencv_storage></opencv_storage>')
+    (tmp_path / "text.xml").write_text("no cascade")
+    with pytest.raises(UserError, match="no such cascade file"):
+        FaceDetector(tmp_path / "missing.xml")
+    for name in ("empty", "other", "text"):
+        with pytest.raises(UserError, match="not a Haar cascade"):
+            FaceDetector(tmp_path / f"{name}.xml")
+    monkeypatch.delattr(cv2, "CascadeClassifier")  # as in OpenCV 5
+    with pytest.raises(UserError, match="opencv-python<5"):
+        FaceDetector(CASCADE)

@@ -1,0 +1,175 @@
+"""train.py as a user runs it: what it leaves, how it is stopped and resumed, what it says when it can't go on."""
+
+import signal
+import subprocess
+import time
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import command, run, write_data
+
+import train
+from expressions import EMOTIONS
+from expressions.classifier import Classifier
+
+
+def test_a_run_leaves_a_model_and_its_report(trained):
+    folder = trained.with_suffix("")
+    for name in ("curves", "confusion_matrix", "mistakes", "samples", "distribution"):
+        assert cv2.imread(str(folder / f"{name}.png")) is not None, name
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+    figures = Classifier(trained).facts["metrics"]["single view"]
+    assert f"top-1 | {figures['top1']:.1%}" in (folder / "README.md").read_text()
+    assert trained.stat().st_size < 10e6
+    assert not list(trained.parent.rglob("*partial*"))
+
+
+def test_it_prints_the_data_the_network_and_the_figures(trained):
+    output = (trained.parent / "output.txt").read_text()
+    for words in (
+        "disgust        8           3",
+        "Total params: 1,757,863",
+        "top-1",
+        "macro F1",
+        "recall angry",
+        "n = 21",
+    ):
+        assert words in output, words
+
+
+def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
+    classifier = Classifier(trained)
+    hits = [
+        classifier.labels[classifier.probabilities([cv2.imread(str(file))])[0].argmax()] == label
+        for label in EMOTIONS
+        for file in (data_folder / "validation" / label).iterdir()
+    ]
+    assert np.mean(hits) == pytest.approx(classifier.facts["metrics"]["single view"]["top1"], abs=1e-4)
+
+
+def start(data_folder, model, *more):
+    arguments = ("--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", 5, *more)
+    return subprocess.Popen(
+        command("train.py", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_epochs(process, history, count):
+    """Wait until `count` epochs stand in the history, or the process ends."""
+    while process.poll() is None:
+        if history.exists() and history.read_text().count("\n") > count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[0])
+
+
+def test_a_killed_run_resumes_and_ends_as_if_nothing_had_happened(tmp_path, data_folder):
+    whole = start(data_folder, tmp_path / "whole.h5")
+    assert whole.wait() == 0
+    process = start(data_folder, tmp_path / "killed.h5")
+    wait_for_epochs(process, tmp_path / "killed" / "history.csv", 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.h5").exists()
+    process = start(data_folder, tmp_path / "killed.h5", "--resume")
+    assert process.wait() == 0, process.communicate()[0]
+
+    expected, resumed = (pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "killed"))
+    assert resumed["epoch"].tolist() == [0, 1, 2, 3, 4]
+    figures = ["accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"]
+    np.testing.assert_allclose(resumed[figures], expected[figures], rtol=2e-3)  # two threads add in any order
+    faces = np.random.default_rng(0).integers(0, 256, (5, 48, 48), np.uint8)
+    first, second = (Classifier(tmp_path / f"{name}.h5").probabilities(faces) for name in ("whole", "killed"))
+    np.testing.assert_allclose(first, second, atol=5e-3)
+
+
+def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
+    model = tmp_path / "stopped.h5"
+    process = start(data_folder, model)
+    wait_for_epochs(process, tmp_path / "stopped" / "history.csv", 1)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "Stopped." in output and "Traceback" not in output, output
+    assert Classifier(model).facts["metrics"] and (tmp_path / "stopped" / "confusion_matrix.png").exists()
+
+    again = ["--data", str(data_folder), "--model", str(model), "--batch-size", "16", "--epochs", "5"]
+    assert train.main(again) == 2
+    assert "holds an unfinished run" in capsys.readouterr().err
+    assert train.main([*again, "--resume", "--seed", "1"]) == 2
+    assert "seed was 0" in capsys.readouterr().err
+    assert train.main([*again, "--resume"]) == 0
+    assert len(pd.read_csv(tmp_path / "stopped" / "history.csv")) == 5
+    assert (tmp_path / "stopped.previous.h5").exists()  # the model of the stopped run is not lost
+
+
+def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
+    model = tmp_path / "model.h5"
+    model.write_text("the model of before")
+    monkeypatch.setattr(train, "LEARNING_RATE", float("nan"))
+    assert train.main(["--data", str(data_folder), "--model", str(model), "--epochs", "2", "--batch-size", "16"]) == 2
+    assert "no epoch has ended well" in capsys.readouterr().err
+    assert model.read_text() == "the model of before"
+
+
+def test_other_classes_make_a_model_with_those_labels(tmp_path):
+    data = write_data(tmp_path / "data", {"train": 6, "validation": 2}, labels=("awake", "asleep"))
+    arguments = ["--data", str(data), "--model", str(tmp_path / "sleep.h5"), "--epochs", "1", "--batch-size", "4"]
+    assert train.main(arguments) == 0
+    assert Classifier(tmp_path / "sleep.h5").labels == ("asleep", "awake")
+
+
+def test_the_classic_network_is_the_one_of_the_tutorials():
+    classic = train.classic_network(7)
+    convolutions = [layer for layer in classic.layers if "conv" in layer.name]
+    assert [(layer.filters, layer.kernel_size) for layer in convolutions] == [
+        (64, (3, 3)),
+        (128, (5, 5)),
+        (512, (3, 3)),
+        (512, (3, 3)),
+    ]
+    assert 4.4e6 < classic.count_params() < 4.6e6
+    assert train.compact_network(7).count_params() < classic.count_params() / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "{tmp}/none"], "no data set here"),
+        (["--data", "{tmp}"], "no data set here"),
+        (["--data", "{data}", "--show", "bored"], "it has angry, disgust"),
+        (["--data", "{data}", "--model", "{tmp}/model.keras"], "has to end in .h5"),
+        (["--data", "{data}", "--model", "/proc/none/model.h5"], "can't make the folder"),
+        (["--data", "{data}", "--model", "{tmp}/model.h5", "--resume"], "no run to resume"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line(tmp_path, data_folder, capsys, arguments, words):
+    status = train.main([word.format(tmp=tmp_path, data=data_folder) for word in arguments])
+    error = capsys.readouterr().err
+    assert status == 2 and error.count("\n") == 1 and words in error
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--batch-size", "1"], ["--seed", "-1"], ["--network", "x"]])
+def test_options_out_of_range(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments)
+    assert caught.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+def test_show_without_a_screen_says_where_the_picture_is(tmp_path, data_folder):
+    result = run(
+        "train.py",
+        "--data",
+        data_folder,
+        "--model",
+        tmp_path / "m.h5",
+        "--epochs",
+        1,
+        "--batch-size",
+        16,
+        "--show",
+        "fear",
+    )
+    assert result.returncode == 0 and "no screen" in result.stdout
+    assert cv2.imread(str(tmp_path / "m" / "samples.png")) is not None
