@@ -12,7 +12,7 @@ import numpy as np
 from expressions import UserError
 
 # What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
-MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter", "_ema_weights_in_model")
+MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
 
 
 class BestModel(keras.callbacks.ModelCheckpoint):

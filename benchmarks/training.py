@@ -1,0 +1,107 @@
+"""Time what training spends its time on, as ratios within one run: warps, networks, and the peak of the machine.
+
+    python benchmarks/training.py
+
+Warps: ImageDataGenerator with OpenCV's warp against SciPy's, when SciPy is installed (pip install 'scipy<2').
+Networks: training steps of the default network against the classic one, in turn, so that both meet the same machine.
+Peak: a large single-precision matrix product with the same backend; the share of it that training reaches.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train
+from expressions import EMOTIONS, SCALE, dataset, synthetic
+from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator
+
+IMAGES_IN_FER2013 = 28_218  # train split, without those that stand in validation too
+BATCH, ROUNDS, STEPS = 64, 5, 8
+WARPS = dict(rotation_range=10, width_shift_range=0.1, height_shift_range=0.1, zoom_range=0.1, horizontal_flip=True)
+
+
+def main():
+    images, labels = synthetic.draw_faces(100, seed=0)
+    data = dataset.Dataset("drawn", EMOTIONS, {"train": dataset.Split(images, labels)})
+    flows = {"OpenCV": train.flow(OpenCVImageDataGenerator(rescale=SCALE, **WARPS), data, "train", BATCH)}
+    try:
+        import scipy
+
+        flows[f"SciPy {scipy.__version__}"] = train.flow(
+            ImageDataGenerator(rescale=SCALE, **WARPS), data, "train", BATCH
+        )
+    except ImportError:
+        print("SciPy is not installed: OpenCV's warp alone")
+    compare(
+        "images/s warped", {name: lambda flow=flow: [next(flow) for _ in range(STEPS)] for name, flow in flows.items()}
+    )
+
+    batch = next(flows["OpenCV"])
+    steps, costs = {}, {}
+    for name, build in train.NETWORKS.items():
+        network = build(len(EMOTIONS))
+        network.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+        steps[name] = lambda network=network: [network.train_on_batch(*batch) for _ in range(STEPS)]
+        costs[name] = multiply_adds(network)
+        steps[name]()  # compiles
+    rates = compare("images/s trained", steps)
+    peak = peak_flops()
+    print(f"peak of a matrix product: {peak / 1e9:.0f} GFLOP/s")
+    for name, rate in rates.items():
+        # forward once, backward twice; a multiply-add is two operations
+        share = rate * costs[name] * 3 * 2 / peak
+        print(
+            f"{name}: {costs[name] / 1e6:.0f} M multiply-adds a face, {share:.0%} of the peak, "
+            f"{IMAGES_IN_FER2013 / rate:.0f} s of steps for an epoch of FER2013"
+        )
+
+
+def compare(what, actions):
+    """Run the actions in turn, ROUNDS times; print and return the median of images per second of each."""
+    rates = {name: [] for name in actions}
+    for _ in range(ROUNDS):
+        for name, action in actions.items():
+            began = time.perf_counter()
+            action()
+            rates[name].append(STEPS * BATCH / (time.perf_counter() - began))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    first = next(iter(medians))
+    for name, values in rates.items():
+        print(
+            f"{what}, {name}: {medians[name]:.0f} ({min(values):.0f} to {max(values):.0f}), "
+            f"{first} is {medians[first] / medians[name]:.2f} times as fast"
+        )
+    return medians
+
+
+def multiply_adds(network):
+    """Multiply-adds of the convolutions and dense layers for one face."""
+    total = 0
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            height, width = layer.output.shape[1:3]
+            total += height * width * int(np.prod(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.Dense):
+            total += int(np.prod(layer.kernel.shape))
+    return total
+
+
+def peak_flops(size=3000):
+    """Operations per second of a single-precision matrix product, the best of five."""
+    matrix = keras.ops.convert_to_tensor(np.random.default_rng(0).random((size, size), np.float32))
+    best = 0
+    for _ in range(6):
+        began = time.perf_counter()
+        np.asarray(keras.ops.matmul(matrix, matrix))
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+if __name__ == "__main__":
+    main()
