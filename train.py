@@ -202,6 +202,7 @@ def train(data, options):
                 epochs=options.epochs,
                 initial_epoch=epochs_done,
                 callbacks=steps,
+                shuffle=False,  # the order of batches; the generator shuffles the images
                 verbose=1 if sys.stdout.isatty() else 2,
             )
     except KeyboardInterrupt:

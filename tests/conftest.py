@@ -1,6 +1,7 @@
 """What several tests share: data sets of drawn faces, the two scripts run as a user runs them, a trained model."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,11 @@ def write_data(folder, splits=SPLITS, labels=EMOTIONS, name="{label}_{index}.png
 
 def command(script, *arguments):
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def heed_ctrl_c():
+    """For Popen's preexec_fn: a shell makes what it starts in the background deaf to Ctrl-C, tests included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(script, *arguments, display=None, folder=None):

@@ -1,5 +1,6 @@
 """realtime_detect.py as a user runs it: images, videos, a real window, and what it says when it can't go on."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from conftest import command, run
+from conftest import command, heed_ctrl_c, run
 
 import realtime_detect
 from expressions import EMOTIONS, overlay
@@ -132,13 +133,33 @@ def xdotool(screen, *arguments):
     )
 
 
+def ask_to_close(screen, window):
+    """What a window manager does when the X of a window is clicked: send it WM_DELETE_WINDOW (ICCCM 4.2.8.1)."""
+    x11 = ctypes.CDLL("libX11.so.6")
+    x11.XOpenDisplay.restype = ctypes.c_void_p
+    x11.XInternAtom.restype = ctypes.c_ulong
+    display = ctypes.c_void_p(x11.XOpenDisplay(screen.encode()))
+    protocols, delete = (x11.XInternAtom(display, name, 0) for name in (b"WM_PROTOCOLS", b"WM_DELETE_WINDOW"))
+
+    class ClientMessage(ctypes.Structure):
+        _fields_ = [
+            ("type", ctypes.c_int), ("serial", ctypes.c_ulong), ("send_event", ctypes.c_int),
+            ("display", ctypes.c_void_p), ("window", ctypes.c_ulong), ("message_type", ctypes.c_ulong),
+            ("format", ctypes.c_int), ("data", ctypes.c_long * 5), ("rest", ctypes.c_byte * 128),
+        ]  # fmt: skip
+
+    message = ClientMessage(33, 0, 1, display, window, protocols, 32, (delete, 0, 0, 0, 0))
+    x11.XSendEvent(display, ctypes.c_ulong(window), 0, 0, ctypes.byref(message))
+    x11.XCloseDisplay(display)
+
+
 @needs_xvfb
 @pytest.mark.parametrize("way", ["q", "Escape", "close", "Ctrl-C"])
 def test_a_real_window_closes_on_a_real_key_or_its_x(screen, trained, picture, way):
     environment = os.environ | {"DISPLAY": screen}
     process = subprocess.Popen(
         command("realtime_detect.py", "--source", picture, "--model", trained),
-        env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment, cwd="/", preexec_fn=heed_ctrl_c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     found = xdotool(screen, "search", "--sync", "--onlyvisible", "--name", "Expressions")
     window = found.stdout.split()[0]
@@ -147,9 +168,12 @@ def test_a_real_window_closes_on_a_real_key_or_its_x(screen, trained, picture, w
     if way == "Ctrl-C":
         process.send_signal(signal.SIGINT)
     elif way == "close":
-        xdotool(screen, "windowclose", window)
+        ask_to_close(screen, int(window))
     else:
         xdotool(screen, "windowfocus", window)
         xdotool(screen, "key", "--window", window, way)
-    output = process.communicate(timeout=30)[0]
+    try:
+        output = process.communicate(timeout=30)[0]
+    finally:
+        process.kill()
     assert process.returncode == 0 and "1 frames, 1 faces" in output, output

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import command, run, write_data
+from conftest import command, heed_ctrl_c, run, write_data
 
 import train
 from expressions import EMOTIONS
@@ -29,7 +29,7 @@ def test_a_run_leaves_a_model_and_its_report(trained):
 def test_it_prints_the_data_the_network_and_the_figures(trained):
     output = (trained.parent / "output.txt").read_text()
     for words in (
-        "disgust        8           3",
+        "disgust       8           3",
         "Total params: 1,757,863",
         "top-1",
         "macro F1",
@@ -52,7 +52,11 @@ def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
 def start(data_folder, model, *more):
     arguments = ("--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", 5, *more)
     return subprocess.Popen(
-        command("train.py", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command("train.py", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     )
 
 
@@ -88,7 +92,7 @@ def test_a_killed_run_resumes_and_ends_as_if_nothing_had_happened(tmp_path, data
 def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
     model = tmp_path / "stopped.h5"
     process = start(data_folder, model)
-    wait_for_epochs(process, tmp_path / "stopped" / "history.csv", 1)
+    wait_for_epochs(process, tmp_path / "stopped" / "history.csv", 2)  # so the state after the first is saved
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0]
     assert process.returncode == 0 and "Stopped." in output and "Traceback" not in output, output
