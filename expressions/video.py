@@ -117,7 +117,11 @@ class Window:
         wait = max(1, round(1000 * (self.due - time.perf_counter())))
         key = cv2.waitKey(wait)
         self.due = max(self.due, time.perf_counter() - self.pause) + self.pause
-        if cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
+        try:
+            closed = cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
+        except cv2.error:  # Qt's answer once the last window is closed
+            closed = True
+        if closed:
             return None
         return chr(key & 0xFF) if key != -1 else ""
 
