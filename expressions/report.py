@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-GRID = (4, 8)  # rows and columns of a picture grid
+GRID = (4, 8)  # rows, at most, and columns of a picture grid
 
 
 class Evaluation(NamedTuple):
@@ -169,9 +169,11 @@ def draw_mistakes(images, evaluation, path):
 
 def grid(images, captions, title):
     """A figure with the images in rows, a caption under each."""
-    figure = Figure(figsize=(GRID[1] * 1.2, GRID[0] * 1.5 + 0.4), layout="constrained")
+    rows, columns = max(1, -(-len(images) // GRID[1])), GRID[1]
+    figure = Figure(figsize=(columns * 1.2, rows * 1.5 + 0.4), layout="constrained")
     figure.suptitle(title)
-    for axes in (places := figure.subplots(*GRID).ravel()):
+    places = figure.subplots(rows, columns).ravel()
+    for axes in places:
         axes.axis("off")
     for axes, image, caption in zip(places, images, captions, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
@@ -189,8 +191,9 @@ def save(figure, path):
 CARD = """\
 # Model card: {name}
 
-Tells the expression of one face: {labels}. A Keras `Sequential` network ("{network}", {parameters:,} parameters,
-{megabytes:.1f} MB) that takes {image_size}x{image_size} gray pictures, pixel times {scale:.6f}.
+Tells the expression of one face: {labels}.
+A Keras `Sequential` network ("{network}", {parameters:,} parameters, {megabytes:.1f} MB) that takes
+{image_size}x{image_size} gray pictures, pixel times {scale:.6f}.
 
 ## How good it is
 
@@ -246,19 +249,20 @@ def card(facts, data, evaluations, megabytes, history):
         megabytes=megabytes,
         n=len(first.truth),
         results=markdown(results),
-        per_class=markdown(first.table().round(3)),
+        per_class=markdown(first.table()),
         confusions=", ".join(f"{first.labels[true]} taken for {first.labels[taken]} ({n})" for n, true, taken in pairs)
         or "none",
         epochs=len(history),
         minutes=history["seconds"].sum() / 60,
         best_epoch=history["val_accuracy"].idxmax() + 1,
         counts=markdown(data.counts()),
-        notes="\n".join(f"- {note}" for note in data.notes),
+        notes="\n".join(f"- {note}" for note in data.notes or ["nothing was dropped"]),
     )
 
 
 def markdown(table):
-    """A DataFrame as a Markdown table."""
-    rows = [["", *map(str, table.columns)], ["---"] * (len(table.columns) + 1)]
-    rows += [[str(index), *map(str, row)] for index, *row in table.astype(object).itertuples()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """A DataFrame as a Markdown table, its fractions with three decimals."""
+    rows = [["", *table.columns], ["---"] * (len(table.columns) + 1), *table.astype(object).itertuples()]
+    return "\n".join(
+        f"| {' | '.join(f'{value:.3f}' if isinstance(value, float) else str(value) for value in row)} |" for row in rows
+    )
