@@ -36,6 +36,8 @@ def main(arguments=None):
     except UserError as error:
         print(f"realtime_detect.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while loading; the loop has its own way to stop
+        return 130
     return 0
 
 

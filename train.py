@@ -101,6 +101,9 @@ def main(arguments=None):
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
+        print("\nStopped; no model was written.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -236,14 +239,7 @@ def finish(best, data, options):
     }  # fmt: skip
     write_facts(partial, facts)
 
-    images, truth = data.splits["validation"]
-    classifier = Classifier(partial)
-    single = classifier.probabilities(images)
-    mirrored = classifier.probabilities(images[:, :, ::-1])
-    evaluations = {
-        "single view": report.Evaluation(data.labels, truth, single),
-        "with mirrored view": report.Evaluation(data.labels, truth, (single + mirrored) / 2),
-    }
+    evaluations = report.evaluate(Classifier(partial), data.splits["validation"])
     facts["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
     write_facts(partial, facts)
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)

@@ -67,15 +67,15 @@ def load(path, seed=0):
     Returns a Dataset. Raises UserError when there is no data set at `path`, or none that can be trained on.
     """
     path = Path(path)
-    found = find(path)
-    if found is None:
-        raise UserError(
-            f"{path}: no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
-        )
     try:
+        found = find(path)
+        if found is None:
+            raise UserError(
+                f"{path}: no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
+            )
         labels, splits, notes = read_csv(found) if found.is_file() else read_folders(found)
     except OSError as error:
-        raise UserError(f"{error.filename or found}: can't be read ({error.strerror}); check its permissions") from None
+        raise UserError(f"{error.filename or path}: can't be read ({error.strerror}); check its permissions") from None
     return check(Dataset(found.resolve().name, labels, splits, tuple(notes)), seed)
 
 

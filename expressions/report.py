@@ -69,6 +69,19 @@ class Evaluation(NamedTuple):
         }
 
 
+def evaluate(classifier, split):
+    """Evaluate a Classifier on a Split whose labels it shares: {"single view": Evaluation, "with mirrored view": ...}.
+
+    The second averages the probabilities of each image and its mirror image."""
+    images, truth = split
+    single = classifier.probabilities(images)
+    mirrored = classifier.probabilities(images[:, :, ::-1])
+    return {
+        "single view": Evaluation(classifier.labels, truth, single),
+        "with mirrored view": Evaluation(classifier.labels, truth, (single + mirrored) / 2),
+    }
+
+
 def write_report(folder, facts, data, evaluations, megabytes):
     """Write curves, confusion matrix, the surest mistakes and the model card into `folder`.
 
