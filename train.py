@@ -195,8 +195,8 @@ def train(data, options):
     epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best, options.epochs)
     # the learning rate falls in a straight line to nothing at the last epoch, faster where validation stands still
     falling = callbacks.LearningRateScheduler(lambda epoch, rate: rate * (1 - 1 / (options.epochs - epoch + 1)))
-    steps = [callbacks.TerminateOnNaN(), Stopwatch(), falling, *remembering]
-    steps += [callbacks.CSVLogger(history, append=True), backup]
+    logger = callbacks.CSVLogger(history, append=True)
+    steps = [callbacks.TerminateOnNaN(), Stopwatch(), falling, logger, *remembering, backup]
     try:
         if not ended and epochs_done < options.epochs:
             network.fit(

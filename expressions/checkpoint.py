@@ -26,6 +26,7 @@ class BestModel(keras.callbacks.ModelCheckpoint):
         super().__init__(self.partial, monitor=monitor, save_best_only=True)
 
     def on_epoch_end(self, epoch, logs=None):
+        self.partial.unlink(missing_ok=True)  # half a file, from a run that was killed while it wrote
         if np.isfinite(logs["loss"]):
             super().on_epoch_end(epoch, logs)
         if self.partial.exists():
