@@ -33,7 +33,7 @@ def main(arguments=None):
     options = parse(arguments)
     try:
         detect(options)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"realtime_detect.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # while loading; the loop has its own way to stop
@@ -83,7 +83,8 @@ def detect(options):
                 frames, faces_seen = frames + 1, faces_seen + len(faces)
 
                 now = time.perf_counter()
-                rate += 0.1 * (1 / max(now - last, 1e-6) - rate)  # smoothed over some ten frames
+                latest = 1 / max(now - last, 1e-6)
+                rate = rate + 0.1 * (latest - rate) if frames > 2 else latest  # smoothed over some ten frames
                 last = now
                 picture = overlay.draw(frame, faces, "" if source.still else f"{rate:.0f} frames/s")
                 if recording:
@@ -92,9 +93,9 @@ def detect(options):
                     break
         except KeyboardInterrupt:
             print("\nStopped.")
-    seconds = time.perf_counter() - began
-    saved = f"; saved to {options.save}" if options.save else ""
-    print(f"{frames} frames, {faces_seen} faces, {frames / seconds:.1f} frames/s{saved}")
+    speed = "" if source.still else f", {frames / (time.perf_counter() - began):.1f} frames/s"
+    saved = f"; saved to {options.save}" if options.save and frames else ""
+    print(f"{frames} frames, {faces_seen} faces{speed}{saved}")
 
 
 def keep_on(window, picture, still):

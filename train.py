@@ -13,8 +13,8 @@ import argparse
 import logging
 import os
 import platform
+import shutil
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter hides the program's own words
@@ -25,7 +25,7 @@ from keras import callbacks, layers
 from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator
 from expressions.checkpoint import Backup, BestModel, Stopwatch
-from expressions.classifier import Classifier, write_facts
+from expressions.classifier import Classifier, read_facts, write_facts
 
 HERE = Path(__file__).resolve().parent
 EPOCHS, SYNTHETIC_EPOCHS = 36, 8
@@ -98,11 +98,11 @@ def main(arguments=None):
     try:
         data = load_data(options)
         train(data, options)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
-        print("\nStopped; no model was written.", file=sys.stderr)
+        print("\nStopped. If an epoch had ended, --resume goes on from there.", file=sys.stderr)
         return 130
     return 0
 
@@ -119,10 +119,10 @@ def parse(arguments):
     add("--show", metavar="EXPRESSION", help="show pictures of this class in a window before training")
     add("--resume", action="store_true", help="go on with the run whose state lies beside the model")
     options = parser.parse_args(arguments)
-    for name, lowest in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
+    for name, lowest, highest in (("epochs", 1, 10**6), ("batch_size", 2, 10**6), ("seed", 0, 2**32 - 1)):
         value = getattr(options, name)
-        if value is not None and value < lowest:
-            parser.error(f"--{name.replace('_', '-')} {value}: takes a whole number from {lowest}")
+        if value is not None and not lowest <= value <= highest:
+            parser.error(f"--{name.replace('_', '-')} {value}: takes a whole number from {lowest} to {highest}")
     return options
 
 
@@ -158,6 +158,8 @@ def train(data, options):
     # Keras reminds at every save that .h5 is an old format; it is the one that was asked for
     logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
     folder = options.model.with_suffix("")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "distribution.png").exists():
+        raise UserError(f"--model {options.model}: its report would go into {folder}, which holds other files")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,11 +169,7 @@ def train(data, options):
     if options.show:
         video.show_picture(folder / "samples.png")
 
-    augmented = OpenCVImageDataGenerator(
-        rescale=SCALE, rotation_range=10, width_shift_range=0.1, height_shift_range=0.1, zoom_range=0.1,
-        horizontal_flip=True,
-    )  # fmt: skip
-    plain = ImageDataGenerator(rescale=SCALE)
+    augmented, plain = generators()
     train_images = flow(augmented, data, "train", options.batch_size)
     validation_images = flow(plain, data, "validation", 256)
 
@@ -185,14 +183,14 @@ def train(data, options):
 
     best, history = folder / "best.h5", folder / "history.csv"
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
-    settings["data"] = data.fingerprint()
+    settings |= {"epochs": options.epochs, "data": data.fingerprint()}
     remembering = [
         BestModel(best, monitor="val_accuracy"),
         callbacks.EarlyStopping(monitor="val_loss", patience=12, verbose=1),
         callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=5, verbose=1),
     ]
     backup = Backup(folder / "state.npz", settings, remembering, history, train_images)
-    epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best, options.epochs)
+    epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
     # the learning rate falls in a straight line to nothing at the last epoch, faster where validation stands still
     falling = callbacks.LearningRateScheduler(lambda epoch, rate: rate * (1 - 1 / (options.epochs - epoch + 1)))
     logger = callbacks.CSVLogger(history, append=True)
@@ -208,11 +206,26 @@ def train(data, options):
                 shuffle=False,  # the order of batches; the generator shuffles the images
                 verbose=1 if sys.stdout.isatty() else 2,
             )
+        complete = True
     except KeyboardInterrupt:
-        print("\nStopped. The best epoch so far becomes the model; --resume goes on after the last whole epoch.")
+        complete = False
+        if best.exists():
+            print("\nStopped. The best epoch so far becomes the model; --resume goes on after the last whole epoch.")
     if not best.exists():
         raise UserError(f"{folder}: no epoch has ended well, so there is no model; {options.model} is as it was")
-    finish(best, data, options)
+    finish(best, data, options, backup.started)
+    if complete:
+        for unneeded in (best, backup.path):
+            unneeded.unlink(missing_ok=True)
+
+
+def generators():
+    """The augmenting generator of the training images, and the plain one of the validation images."""
+    augmented = OpenCVImageDataGenerator(
+        rescale=SCALE, rotation_range=10, width_shift_range=0.1, height_shift_range=0.1, zoom_range=0.1,
+        horizontal_flip=True,
+    )  # fmt: skip
+    return augmented, ImageDataGenerator(rescale=SCALE)
 
 
 def flow(generator, data, split, batch_size):
@@ -222,8 +235,10 @@ def flow(generator, data, split, batch_size):
     return generator.flow(images[..., None], one_hot, batch_size=batch_size, shuffle=split == "train")
 
 
-def finish(best, data, options):
-    """Measure the saved network as the webcam will use it, write the report, and put the model in its place."""
+def finish(best, data, options, started):
+    """Measure the saved network as the webcam will use it, write the report, and put the model in its place.
+
+    The model that was there is kept under another name, unless the same run (started at the same time) left it."""
     folder, partial = best.parent, options.model.with_suffix(".partial.h5")
     network = keras.models.load_model(best, compile=False)
     network.save(partial)  # without the optimizer: a quarter of the size
@@ -235,7 +250,7 @@ def finish(best, data, options):
         "seed": options.seed, "batch_size": options.batch_size,
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
         "versions": f"Keras {keras.__version__} on {backend}, Python {platform.python_version()}",
-        "made": time.strftime("%Y-%m-%d"),
+        "started": started,
     }  # fmt: skip
     write_facts(partial, facts)
 
@@ -243,12 +258,19 @@ def finish(best, data, options):
     facts["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
     write_facts(partial, facts)
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
-    if options.model.exists():
+    if options.model.exists() and not is_of_run(options.model, started):
         before = options.model.with_suffix(".previous.h5")
-        os.replace(options.model, before)
+        shutil.copy2(options.model, before)
         print(f"\nThe model that was there is now {before}.")
     os.replace(partial, options.model)
     print(f"\n{report.describe(evaluations, options.seed)}\n\nModel:  {options.model}\nReport: {folder}")
+
+
+def is_of_run(model, started):
+    try:
+        return read_facts(model).get("started") == started
+    except UserError:  # not one of ours
+        return False
 
 
 if __name__ == "__main__":

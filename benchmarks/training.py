@@ -18,24 +18,23 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from expressions import EMOTIONS, SCALE, dataset, synthetic
-from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator
+from expressions import EMOTIONS, dataset, synthetic
 
 IMAGES_IN_FER2013 = 28_218  # train split, without those that stand in validation too
 BATCH, ROUNDS, STEPS = 64, 5, 8
-WARPS = dict(rotation_range=10, width_shift_range=0.1, height_shift_range=0.1, zoom_range=0.1, horizontal_flip=True)
 
 
 def main():
     images, labels = synthetic.draw_faces(100, seed=0)
     data = dataset.Dataset("drawn", EMOTIONS, {"train": dataset.Split(images, labels)})
-    flows = {"OpenCV": train.flow(OpenCVImageDataGenerator(rescale=SCALE, **WARPS), data, "train", BATCH)}
+    generator, plain = train.generators()
+    flows = {"OpenCV": train.flow(generator, data, "train", BATCH)}
     try:
         import scipy
 
-        flows[f"SciPy {scipy.__version__}"] = train.flow(
-            ImageDataGenerator(rescale=SCALE, **WARPS), data, "train", BATCH
-        )
+        for name in ("rotation_range", "width_shift_range", "height_shift_range", "zoom_range", "horizontal_flip"):
+            setattr(plain, name, getattr(generator, name))
+        flows[f"SciPy {scipy.__version__}"] = train.flow(plain, data, "train", BATCH)
     except ImportError:
         print("SciPy is not installed: OpenCV's warp alone")
     compare(

@@ -10,13 +10,17 @@ from keras._tf_keras.keras.preprocessing.image import ImageDataGenerator
 class OpenCVImageDataGenerator(ImageDataGenerator):
     """ImageDataGenerator whose rotation, shift, zoom and flip are one OpenCV warp instead of SciPy's.
 
-    It takes the same options and draws the same random numbers; benchmarks/training.py measures how much faster it is,
-    and SciPy need not be there. Pixels outside the image repeat its border (`fill_mode="nearest"`, Keras's default).
+    It draws the same random numbers for these options; benchmarks/training.py measures how much faster it is, and SciPy
+    need not be there. Pixels outside the image repeat its border (`fill_mode="nearest"`, Keras's default). Raises
+    ValueError for the options that it doesn't know: shear, vertical flip, brightness, channel shift, other fill modes.
     """
 
     def apply_transform(self, x, transform_parameters):
         """Warp one image, float32 (height, width, 1), by the parameters that `get_random_transform` drew."""
         drawn = transform_parameters
+        others = ("shear", "flip_vertical", "channel_shift_intensity", "brightness")
+        if any(drawn.get(name) for name in others) or self.fill_mode != "nearest":
+            raise ValueError("OpenCVImageDataGenerator does rotation, shift, zoom and horizontal flip, nearest border")
         angle = np.deg2rad(drawn["theta"])
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         mirror = -1 if drawn["flip_horizontal"] else 1

@@ -48,7 +48,7 @@ class Backup(keras.callbacks.Callback):
 
     The state is every variable of the network (those that drive dropout included) and the optimizer, what the other
     callbacks remember, and the history; the order and warps of an epoch's images follow from seed and epoch alone.
-    It comes last among the callbacks, so that it sees what they did.
+    It comes last among the callbacks, so that it sees what they did. `started` tells runs apart: the time of the start.
 
     path: the .npz file. settings: what a resumed run must have in common with this one (JSON values).
     callbacks: those that remember something. history: the path of CSVLogger's file. images: the training iterator.
@@ -58,20 +58,18 @@ class Backup(keras.callbacks.Callback):
         super().__init__()
         self.path, self.settings, self.callbacks = Path(path), settings, callbacks
         self.history, self.images = Path(history), images
-        self.memory = None
+        self.memory, self.started = None, time.strftime("%Y-%m-%d %H:%M:%S")
 
-    def start_anew(self, best, epochs):
-        """Remove what a finished run left: state, history, and the file `best`. Returns (0, False), as `restore` does.
+    def start_anew(self, best):
+        """Remove what an earlier run left: its history, and the file `best`. Returns (0, False), as `restore` does.
 
-        Raises UserError when the run that is there has done fewer than `epochs` epochs and could still be resumed."""
+        Raises UserError when that run was stopped before its end, for it can be resumed."""
         if self.path.exists():
-            state, _ = self.read()
-            if not state["ended"] and state["epochs"] < epochs:
-                raise UserError(
-                    f"{self.path.parent}: holds an unfinished run ({state['epochs']} epochs done); "
-                    f"go on with --resume, or remove {self.path.name} there to start anew"
-                )
-        for old in (self.path, self.history, Path(best)):
+            raise UserError(
+                f"{self.path.parent}: holds a run that was stopped; go on with --resume, "
+                f"or remove {self.path.name} there to start anew"
+            )
+        for old in (self.history, Path(best)):
             old.unlink(missing_ok=True)
         return 0, False
 
@@ -87,9 +85,12 @@ class Backup(keras.callbacks.Callback):
             before = ", ".join(f"{name} was {state['settings'].get(name)}" for name in changed)
             raise UserError(f"{self.path}: can't resume with other settings ({before}); use the same, or start anew")
         network.optimizer.build(network.trainable_variables)
-        for variable, value in zip(self.variables(network), values, strict=True):
-            variable.assign(value)
-        self.memory = state["memory"]
+        try:
+            for variable, value in zip(self.variables(network), values, strict=True):
+                variable.assign(value)
+        except ValueError:
+            raise UserError(f"{self.path}: belongs to a network of other layers; remove it to start anew") from None
+        self.memory, self.started = state["memory"], state["started"]
         self.history.write_text(state["history"], encoding="utf-8")
         return state["epochs"], state["ended"]
 
@@ -125,9 +126,14 @@ class Backup(keras.callbacks.Callback):
         ]
         variables = self.variables(self.model)
         state = {
-            "settings": self.settings, "epochs": epoch + 1, "ended": bool(self.model.stop_training), "memory": memory,
-            "history": self.history.read_text(encoding="utf-8"), "variables": len(variables),
-        }  # fmt: skip
+            "settings": self.settings,
+            "started": self.started,
+            "epochs": epoch + 1,
+            "ended": bool(self.model.stop_training),
+            "memory": memory,
+            "history": self.history.read_text(encoding="utf-8"),
+            "variables": len(variables),
+        }
         values = {f"variable{index}": keras.ops.convert_to_numpy(value) for index, value in enumerate(variables)}
         partial = self.path.with_suffix(".partial.npz")
         np.savez(partial, state=np.array(json.dumps(state)), **values)

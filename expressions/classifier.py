@@ -85,6 +85,8 @@ def read_facts(path):
         with h5py.File(path) as file:
             check_links(file, path)
             config, facts = file.attrs.get("model_config"), file.attrs.get("facts")
+    except PermissionError:
+        raise UserError(f"{path}: can't be read; check its permissions") from None
     except (OSError, RuntimeError, KeyError):
         raise UserError(f"{path}: not a whole HDF5 file; copy or train it again") from None
     if config is None:
@@ -93,8 +95,10 @@ def read_facts(path):
         raise UserError(f"{path}: doesn't tell its labels and scaling; use a model that train.py wrote")
     try:
         config, facts = json.loads(config), json.loads(facts)
-        usable = all(key in facts for key in ("labels", "image_size", "scale"))
-    except (ValueError, TypeError):
+        labels, size, scale = facts["labels"], facts["image_size"], facts["scale"]
+        usable = isinstance(size, int) and isinstance(scale, int | float) and bool(labels) and isinstance(labels, list)
+        usable = usable and all(isinstance(label, str) for label in labels)
+    except (ValueError, TypeError, KeyError):
         usable = False
     if not usable:
         raise UserError(f"{path}: its description is damaged; train it again")
@@ -123,7 +127,12 @@ def check_config(config, path):
         name = config.get("class_name")
         module = config.get("module") or "keras"
         registered = config.get("registered_name") or name
-        known = name in LAYERS | PARTS and registered == name and str(module).split(".")[0] == "keras"
+        known = (
+            isinstance(name, str)
+            and name in LAYERS | PARTS
+            and registered == name
+            and str(module).split(".")[0] == "keras"
+        )
         if name is not None and not known:
             raise UserError(f"{path}: holds {name}, which this program does not load since it could run code")
         for item in config.values():

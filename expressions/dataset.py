@@ -88,7 +88,9 @@ def find(path):
     below = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     found = []
     for folder in [path, *below]:
-        found += [file for file in sorted(folder.glob("*.csv")) if has_csv_header(file)]
+        tables = [file for file in sorted(folder.glob("*.csv")) if has_csv_header(file)]
+        # the challenge's download holds its training rows a second time, without a column for the split
+        found += [file for file in tables if has_csv_header(file, "Usage")] or tables
         if split_folder(folder, "train"):
             found.append(folder)
     if len(found) > 1:
@@ -158,14 +160,14 @@ def read_folders(root):
     return labels, splits, notes
 
 
-def has_csv_header(path):
-    """Whether `path` is a table with the columns `emotion` and `pixels`."""
+def has_csv_header(path, *more):
+    """Whether `path` is a table with the columns `emotion` and `pixels`, and `more`."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            names = [name.strip() for name in file.readline(1000).split(",")]
+            names = [name.strip(' "\n') for name in file.readline(1000).split(",")]
     except (OSError, UnicodeDecodeError):
         return False
-    return {"emotion", "pixels"} <= set(names)
+    return {"emotion", "pixels", *more} <= set(names)
 
 
 def read_csv(path):
@@ -173,7 +175,7 @@ def read_csv(path):
     try:
         table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a whole CSV file ({error}); download it again") from None
+        raise UserError(f"{path}: not a whole CSV file ({str(error).strip()}); download it again") from None
     table.columns = table.columns.str.strip()
     if "Usage" not in table:
         table["Usage"] = "Training"
@@ -217,21 +219,22 @@ def check(dataset, seed=0):
         splits["validation"] = Split(train.images[held], train.labels[held])
         notes.append(f"no validation split: held {held.sum()} images out of train (stratified, seed {seed})")
 
-    keys = {name: np.array([image.tobytes() for image in split.images], dtype=object) for name, split in splits.items()}
     for name in ("validation", "test"):
         if name in splits:
-            shared = np.isin(keys["train"], keys[name])
+            seen = {image.tobytes() for image in splits[name].images}
+            shared = np.array([image.tobytes() in seen for image in splits["train"].images])
             if shared.any():
                 splits["train"] = Split(*(array[~shared] for array in splits["train"]))
-                keys["train"] = keys["train"][~shared]
                 notes.append(f"dropped {shared.sum()} training images that also stand in {name}, pixel for pixel")
     for name, split in splits.items():
         labels_of = {}
-        for key, label in zip(keys[name], split.labels, strict=True):
-            labels_of.setdefault(key, set()).add(label)
-        copies, torn = len(keys[name]) - len(labels_of), sum(len(labels) > 1 for labels in labels_of.values())
+        for image, label in zip(*split, strict=True):
+            labels_of.setdefault(image.tobytes(), set()).add(label)
+        copies, torn = len(split.images) - len(labels_of), sum(len(labels) > 1 for labels in labels_of.values())
         if copies:
-            notes.append(f"{copies} images of {name} are copies of another one there (kept), {torn} with another label")
+            notes.append(
+                f"kept {copies} images of {name} that copy another one there; {torn} pictures have several labels"
+            )
 
     counts = {name: np.bincount(split.labels, minlength=len(dataset.labels)) for name, split in splits.items()}
     if len(dataset.labels) < 2:

@@ -143,9 +143,7 @@ def draw_curves(table, path):
         axes.plot(epochs, table[f"val_{name}"], label="validation")
         best = table["val_accuracy"].idxmax()
         axes.plot(epochs[best], table[f"val_{name}"][best], "o", color="black", label=f"saved: epoch {epochs[best]}")
-        for epoch in epochs[table["learning_rate"].diff() < 0]:
-            axes.axvline(epoch, color="lightgray", linewidth=1, zorder=0)
-        axes.set(xlabel="epoch (gray lines: learning rate lowered)", title=name)
+        axes.set(xlabel="epoch", title=name)
         axes.legend()
     save(figure, path)
 

@@ -1,6 +1,7 @@
 """Frames in and out: cameras, video files and images; a window; annotated files."""
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ class Source:
 
     def __init__(self, source):
         self.name, self.capture, self.picture, self.rate = str(source), None, None, None
-        camera = self.name.isdecimal()
+        camera = self.name.isdecimal() and len(self.name) < 4
         path = Path(self.name)
         if not camera and not path.is_file():
             raise UserError(f"{path}: no such video or image; give a file, or the index of a camera such as 0")
@@ -68,6 +69,8 @@ class Source:
         while frame is not None:
             yield frame
             frame = self.capture.read()[1]
+        if self.rate is None:
+            raise UserError(f"camera {self.name}: gives no more pictures; plug it in again and start anew")
 
     def __enter__(self):
         return self
@@ -78,8 +81,26 @@ class Source:
 
 
 def has_display():
-    """Whether there is a screen to open a window on. Asking Qt instead would end the process when there is none."""
-    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    """Whether there is a screen to open a window on. Asking Qt instead would end the process when there is none.
+
+    On Linux OpenCV's wheels talk to an X server alone (under Wayland to XWayland): one must answer at DISPLAY."""
+    if sys.platform != "linux":
+        return True
+    host, _, number = os.environ.get("DISPLAY", "").rpartition(":")
+    number = number.split(".")[0]
+    if not number.isdecimal():
+        return False
+    unix = f"/tmp/.X11-unix/X{number}"
+    addresses = [(host, 6000 + int(number))] if host not in ("", "unix") else [unix, "\0" + unix]
+    for address in addresses:
+        with socket.socket(socket.AF_INET if host not in ("", "unix") else socket.AF_UNIX) as client:
+            client.settimeout(2)
+            try:
+                client.connect(address)
+                return True
+            except OSError:
+                continue
+    return False
 
 
 class Window:
@@ -94,7 +115,7 @@ class Window:
 
     def __enter__(self):
         if not has_display():
-            raise UserError("no screen to open a window on (DISPLAY is not set); write a file with --save FILE")
+            raise UserError("no screen to open a window on (no answer at DISPLAY); write a file with --save FILE")
         if "WAYLAND_DISPLAY" in os.environ:
             os.environ.setdefault("QT_QPA_PLATFORM", "xcb")  # the only one that OpenCV's wheels bring
         try:
@@ -135,9 +156,12 @@ def show_picture(path):
         print(f"There is no screen to show a picture on; open {path}.")
         return
     picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    with Window(f"{Path(path).stem}: any key goes on") as window:
-        while window.show(picture) == "":
-            time.sleep(0.02)
+    try:
+        with Window(f"{Path(path).stem}: any key goes on") as window:
+            while window.show(picture) == "":
+                time.sleep(0.02)
+    except UserError:
+        print(f"This OpenCV can't open windows; open {path}.")
 
 
 class Recording:
@@ -148,7 +172,7 @@ class Recording:
 
     def __init__(self, path, source):
         self.path, self.still, self.writer = Path(path), source.still, None
-        self.rate = source.rate or USUAL_RATE
+        self.live, self.rate = source.rate is None, source.rate or USUAL_RATE
         endings = IMAGE_ENDINGS if self.still else CODECS
         if self.path.suffix.lower() not in endings:
             kind = "an image" if self.still else "a video"
@@ -175,9 +199,14 @@ class Recording:
             self.writer = cv2.VideoWriter(str(self.path), codec, self.rate, self.size)
             if not self.writer.isOpened():
                 raise UserError(f"--save {self.path}: OpenCV can't write this file; try another folder, or .avi")
+            self.began, self.written = time.perf_counter(), 0
         if frame.shape[1::-1] != self.size:
             frame = cv2.resize(frame, self.size)
-        self.writer.write(frame)
+        # a camera's frames come as they come: each is repeated until the video has caught up with the clock
+        due = (time.perf_counter() - self.began) * self.rate if self.live else self.written
+        while self.written <= due:
+            self.writer.write(frame)
+            self.written += 1
 
     def __exit__(self, *_):
         if self.writer:

@@ -42,6 +42,21 @@ def test_zoom_in_shows_the_middle_larger(face):
     assert abs(zoomed.mean() - face.mean()) > 1
 
 
+def test_everything_at_once_in_keras_s_order(face):
+    """Flipped, zoomed, shifted and turned by a right angle: worked out with NumPy on a pixel grid."""
+    both = warp(face, theta=90, tx=4, ty=-2, flip_horizontal=True)
+    by_hand = np.rot90(face)  # the turn comes first in the source, so the shift runs along the turned axes
+    by_hand = np.roll(by_hand, (2, -4), axis=(0, 1))[:, ::-1]
+    np.testing.assert_allclose(both[6:-6, 6:-6], by_hand[6:-6, 6:-6], atol=1e-3)
+
+
+@pytest.mark.parametrize("option", [{"shear_range": 5}, {"vertical_flip": True}, {"fill_mode": "wrap"}])
+def test_options_that_it_does_not_know_are_refused(face, option):
+    with pytest.raises(ValueError, match="rotation, shift, zoom"):
+        for _ in range(50):
+            OpenCVImageDataGenerator(**option).random_transform(face)
+
+
 def test_options_bound_the_warp_and_numpy_s_seed_decides_it(face):
     generator = OpenCVImageDataGenerator(
         rescale=1 / 255, rotation_range=10, width_shift_range=0.1, zoom_range=0.1, horizontal_flip=True

@@ -10,8 +10,7 @@ import pytest
 from conftest import ROOT
 
 import train
-from expressions import EMOTIONS, IMAGE_SIZE, SCALE, dataset, overlay, prepare, synthetic
-from expressions.augmentation import ImageDataGenerator
+from expressions import EMOTIONS, IMAGE_SIZE, dataset, overlay, prepare, synthetic
 from expressions.classifier import Classifier
 from expressions.faces import Box, crop
 
@@ -20,7 +19,8 @@ MODULES = sorted((ROOT / "expressions").glob("*.py"))
 
 def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tensor_bit_for_bit(data_folder, trained):
     data = dataset.load(data_folder)
-    images, _ = next(train.flow(ImageDataGenerator(rescale=SCALE), data, "validation", 21))
+    _, plain = train.generators()
+    images, _ = next(train.flow(plain, data, "validation", 21))
     files = [file for label in EMOTIONS for file in sorted((data_folder / "validation" / label).iterdir())]
     classifier = Classifier(trained)
     for file, from_training in zip(files, images, strict=True):
@@ -30,6 +30,17 @@ def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tens
         from_camera = classifier.inputs([crop(gray, Box(300, 100, 48, 48))])[0]
         assert from_camera.dtype == from_training.dtype == np.float32
         np.testing.assert_array_equal(from_camera, from_training)
+
+
+def test_augmented_images_have_the_scale_of_plain_ones_and_keep_their_labels(data_folder):
+    data = dataset.load(data_folder)
+    augmented, plain = (next(train.flow(generator, data, "train", 56)) for generator in train.generators())
+    assert augmented[0].mean() == pytest.approx(plain[0].mean(), abs=0.05) and augmented[0].max() <= 1
+    for images, one_hot in (augmented, plain):  # shuffled: the nearest original tells which image it was
+        originals = data.splits["train"].images.astype(np.float32).reshape(56, -1) / 255
+        nearest = [((originals - image.ravel()) ** 2).sum(axis=1).argmin() for image in images]
+        right = data.splits["train"].labels[nearest] == one_hot.argmax(axis=1)
+        assert right.mean() > 0.5
 
 
 def test_the_network_sees_values_from_0_to_1(trained):

@@ -119,7 +119,7 @@ def test_training_images_that_stand_in_validation_too_are_dropped(tmp_path):
     seen = {image.tobytes() for image in data.splits["validation"].images}
     assert not any(image.tobytes() in seen for image in data.splits["train"].images)
     assert "dropped 2 training images that also stand in validation, pixel for pixel" in data.notes
-    assert "1 images of train are copies of another one there (kept), 1 with another label" in data.notes
+    assert "kept 1 images of train that copy another one there; 1 pictures have several labels" in data.notes
 
 
 def test_images_of_any_size_mode_and_format_and_those_that_are_none(tmp_path):

@@ -1,5 +1,7 @@
 """Frames in and out of real files."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -71,9 +73,38 @@ def test_says_why_a_file_can_t_be_written_and_leaves_others_alone(tmp_path):
     assert (cv2.imread(str(image)) == 100).all()
 
 
-def test_a_window_without_a_screen(monkeypatch):
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+class Camera:
+    """Stands in for a camera, which gives five frames, one every 0.2 seconds, and is then unplugged."""
+
+    def __init__(self, *_):
+        self.left = 5
+
+    def isOpened(self):
+        return True
+
+    def read(self):
+        time.sleep(0.2)
+        self.left -= 1
+        return self.left >= 0, np.full((48, 64, 3), 50 * self.left, np.uint8) if self.left >= 0 else None
+
+    def release(self):
+        pass
+
+
+def test_a_camera_s_video_lasts_as_long_as_it_took_and_an_unplugged_camera_is_reported(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(cv2, "VideoCapture", Camera)
+        with Source(0) as source, Recording(tmp_path / "out.avi", source) as recording:
+            with pytest.raises(UserError, match="camera 0: gives no more pictures"):
+                for frame in source:
+                    recording.write(frame)
+    with Source(tmp_path / "out.avi") as source:
+        assert len(list(source)) / source.rate == pytest.approx(0.8, abs=0.2)
+
+
+@pytest.mark.parametrize("display", ["", ":987", "nowhere:1", "nonsense"])
+def test_a_window_without_a_screen(monkeypatch, display):
+    monkeypatch.setenv("DISPLAY", display)
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(UserError, match="no screen"):
         Window("test").__enter__()
