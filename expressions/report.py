@@ -63,9 +63,9 @@ class Evaluation(NamedTuple):
         recalls = self.table()["recall"].dropna()
         return {
             "n": len(self.truth),
-            "top1": round(self.top1, 4),
-            "macro_f1": round(self.macro_f1, 4),
-            "recall": {label: round(value, 4) for label, value in recalls.items()},
+            "top1": round(self.top1, 6),
+            "macro_f1": round(self.macro_f1, 6),
+            "recall": {label: round(value, 6) for label, value in recalls.items()},
         }
 
 
