@@ -164,8 +164,8 @@ def train(data, options):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--model {options.model}: can't make the folder {folder} ({error.strerror})") from None
-    report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
     report.draw_distribution(data, folder / "distribution.png")
+    report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
     if options.show:
         video.show_picture(folder / "samples.png")
 
