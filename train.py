@@ -5,6 +5,8 @@
     python train.py --show disgust            look at pictures of one class before training starts
     python train.py --resume                  go on with a run that was stopped
     python train.py --network classic         the wide network of many tutorials, as a baseline
+    python train.py --evaluate models/emotion_model.h5 --split validation        measure a trained model again
+    python train.py --evaluate other.h5 --labels angry,disgust,... --scaling unit    or one from another program
 
 A run leaves models/NAME.h5, and beside it the folder models/NAME with curves, confusion matrix and model card.
 """
@@ -25,7 +27,7 @@ from keras import callbacks, layers
 from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator
 from expressions.checkpoint import Backup, BestModel, Stopwatch
-from expressions.classifier import Classifier, read_facts, write_facts
+from expressions.classifier import SCALINGS, Classifier, read_facts, write_facts
 
 HERE = Path(__file__).resolve().parent
 EPOCHS, SYNTHETIC_EPOCHS = 36, 8
@@ -96,8 +98,10 @@ def normalised(layer):
 def main(arguments=None):
     options = parse(arguments)
     try:
-        data = load_data(options)
-        train(data, options)
+        if options.evaluate:
+            evaluate(options)
+        else:
+            train(load_data(options), options)
     except (UserError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -118,12 +122,37 @@ def parse(arguments):
     add("--model", type=Path, help="the .h5 to write (default: models/emotion_model.h5, or synthetic_model.h5)")
     add("--show", metavar="EXPRESSION", help="show pictures of this class in a window before training")
     add("--resume", action="store_true", help="go on with the run whose state lies beside the model")
+    group = parser.add_argument_group("measuring a model instead of training one")
+    add = group.add_argument
+    add("--evaluate", type=Path, metavar="MODEL", help="the .h5 to measure")
+    add("--split", choices=dataset.SPLITS, default="validation", help="on these images (default: validation)")
+    add("--labels", help="labels of its outputs in their order, with commas between; for a file that doesn't tell them")
+    add("--scaling", choices=SCALINGS, help="what it takes for a pixel: 0 to 1, -1 to 1, 0 to 255, or standardised")
     options = parser.parse_args(arguments)
     for name, lowest, highest in (("epochs", 1, 10**6), ("batch_size", 2, 10**6), ("seed", 0, 2**32 - 1)):
         value = getattr(options, name)
         if value is not None and not lowest <= value <= highest:
             parser.error(f"--{name.replace('_', '-')} {value}: takes a whole number from {lowest} to {highest}")
     return options
+
+
+def evaluate(options):
+    """Print the figures of a trained model on one split of the data set, with and without copies of training images."""
+    given = {"labels": options.labels and options.labels.split(","), "scaling": options.scaling}
+    classifier = Classifier(options.evaluate, **{name: value for name, value in given.items() if value})
+    data = dataset.load(options.data or HERE / "data", options.seed, training=False)
+    describe_data(data)
+    if options.split not in data.splits:
+        raise UserError(f"--split {options.split}: {data.source} has {', '.join(data.splits)} only")
+    split = data.splits[options.split]
+    evaluations = report.evaluate(classifier, split, data.labels)
+    print(f"\n{options.evaluate} on {options.split}, n = {len(split.images)}:\n{report.describe(evaluations)}")
+    if options.split != "train" and "train" in data.splits:
+        own = ~dataset.stands_in(split, data.splits["train"])
+        fewer = {name: evaluation.take(own) for name, evaluation in evaluations.items()}
+        print(
+            f"\nWithout the {(~own).sum()} images that also stand in train, n = {own.sum()}:\n{report.describe(fewer)}"
+        )
 
 
 def load_data(options):
@@ -146,10 +175,14 @@ def load_data(options):
         raise UserError(f"--model {options.model}: its name has to end in .h5")
     if options.show and options.show not in data.labels:
         raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(data.labels)}")
+    describe_data(data)
+    return data
+
+
+def describe_data(data):
     print(f"Data: {data.source}\n{data.counts().to_string()}")
     for note in data.notes:
         print(f"  {note}")
-    return data
 
 
 def train(data, options):
@@ -230,7 +263,7 @@ def generators():
 
 def flow(generator, data, split, batch_size):
     """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and one-hot labels, float32 (n, classes)."""
-    images, labels = data.splits[split]
+    images, labels, _ = data.splits[split]
     one_hot = keras.utils.to_categorical(labels, len(data.labels))
     return generator.flow(images[..., None], one_hot, batch_size=batch_size, shuffle=split == "train")
 
@@ -245,7 +278,7 @@ def finish(best, data, options, started):
     backend = keras.config.backend()
     facts = {
         "name": options.model.stem, "network": options.network, "parameters": network.count_params(),
-        "labels": list(data.labels), "image_size": IMAGE_SIZE, "scale": SCALE,
+        "labels": list(data.labels), "scaling": "unit", "temperature": 1,
         "data": data.source, "fingerprint": data.fingerprint(),
         "seed": options.seed, "batch_size": options.batch_size,
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
@@ -254,7 +287,11 @@ def finish(best, data, options, started):
     }  # fmt: skip
     write_facts(partial, facts)
 
-    evaluations = report.evaluate(Classifier(partial), data.splits["validation"])
+    validation = data.splits["validation"]
+    single = Classifier(partial).probabilities(validation.images)
+    facts["temperature"] = report.fit_temperature(single, validation.labels)
+    write_facts(partial, facts)
+    evaluations = report.evaluate(Classifier(partial), validation, data.labels)
     facts["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
     write_facts(partial, facts)
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
@@ -263,7 +300,8 @@ def finish(best, data, options, started):
         shutil.copy2(options.model, before)
         print(f"\nThe model that was there is now {before}.")
     os.replace(partial, options.model)
-    print(f"\n{report.describe(evaluations, options.seed)}\n\nModel:  {options.model}\nReport: {folder}")
+    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:\n{report.describe(evaluations)}")
+    print(f"\nModel:  {options.model}\nReport: {folder}")
 
 
 def is_of_run(model, started):

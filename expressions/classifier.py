@@ -10,99 +10,129 @@ import h5py
 import keras
 import numpy as np
 
-from expressions import UserError, prepare
+from expressions import IMAGE_SIZE, SCALE, UserError, prepare
 
 # A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
-    "Activation", "AveragePooling2D", "BatchNormalization", "Conv2D", "Dense", "Dropout", "Flatten",
-    "GlobalAveragePooling2D", "InputLayer", "MaxPooling2D", "ReLU", "Sequential", "Softmax",
+    "Activation", "Add", "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D", "Dense", "DepthwiseConv2D",
+    "Dropout", "ELU", "Flatten", "Functional", "GaussianDropout", "GaussianNoise", "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D", "InputLayer", "LayerNormalization", "LeakyReLU", "MaxPooling2D", "Model", "Multiply", "PReLU",
+    "ReLU", "Rescaling", "Reshape", "SeparableConv2D", "Sequential", "Softmax", "SpatialDropout2D", "ZeroPadding2D",
 }  # fmt: skip
-PARTS = {"DTypePolicy", "GlorotUniform", "HeNormal", "Ones", "Zeros", "L2"}  # what a layer is configured with
+PARTS = {  # what a layer is configured with
+    "Constant", "DTypePolicy", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "L1", "L1L2", "L2",
+    "LecunNormal", "LecunUniform", "MaxNorm", "Ones", "OrthogonalInitializer", "RandomNormal", "RandomUniform",
+    "TruncatedNormal", "VarianceScaling", "Zeros",
+}  # fmt: skip
+# from pixels (0 to 255) to what a network was trained on
+SCALINGS = {
+    "unit": lambda pixels: pixels * np.float32(SCALE),  # 0 to 1
+    "symmetric": lambda pixels: pixels * np.float32(2 * SCALE) - 1,  # -1 to 1
+    "pixels": lambda pixels: pixels,  # 0 to 255
+    "standardised": lambda pixels: (  # mean 0 and standard deviation 1 over each picture
+        (pixels - pixels.mean(axis=(1, 2), keepdims=True)) / np.maximum(pixels.std(axis=(1, 2), keepdims=True), 1e-6)
+    ),
+}
 BATCH = 256  # faces in one call; bounds the memory
 
 
 class Classifier:
     """A trained network, ready to tell the expression of faces.
 
-    facts: what the file says of itself (a dictionary, see `write_facts`). labels: class names in the order of the
-    probabilities. Raises UserError when the file is missing, damaged, unsafe, or doesn't say what it needs.
+    path: the .h5 file. given: facts for a file that tells nothing of itself, such as one from another program, or in
+    the place of what it tells: labels, scaling, as in `write_facts`.
+    facts: what the file says of itself. labels: class names in the order of the probabilities.
+    Raises UserError when the file is missing, damaged, unsafe, or doesn't say what it needs.
     """
 
-    def __init__(self, path):
-        self.facts = read_facts(path)
+    def __init__(self, path, **given):
+        self.facts = read_facts(path, **given)
         self.labels = tuple(self.facts["labels"])
         try:
             self.network = keras.models.load_model(path, compile=False)
-        except (ValueError, TypeError, KeyError, OSError) as error:
+            takes, gives = tuple(self.network.input_shape), tuple(self.network.output_shape)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             first_line = str(error).strip().split("\n")[0]
             raise UserError(f"{path}: Keras can't load this model ({first_line}); train it again") from None
-        size, channels = self.facts["image_size"], 1
-        expected = ((None, size, size, channels), (None, len(self.labels)))
-        shapes = (tuple(self.network.input_shape), tuple(self.network.output_shape))
-        if shapes != expected:
-            raise UserError(
-                f"{path}: takes and gives {shapes}, but says {size}x{size} gray pictures and {len(self.labels)} labels;"
-                " train it again"
-            )
+        if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
+            raise UserError(f"{path}: takes input of the shape {takes}, not square pictures with 1 or 3 channels")
+        self.size, self.channels = takes[1] or IMAGE_SIZE, takes[3]
+        if gives != (None, len(self.labels)):
+            raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {self.labels}")
 
-    def probabilities(self, faces):
+    def probabilities(self, faces, mirrored=False):
         """How likely each expression is, for each face.
 
         faces: a sequence of n pictures that `expressions.prepare` takes: uint8, gray or BGR, of any size.
-        Returns float32 (n, classes), rows that add up to 1, in the order of `labels`.
+        mirrored: average over each face and its mirror image; more accurate, for twice the time.
+        Returns float32 (n, classes), rows that add up to 1, in the order of `labels`, made less or more sure by the
+        file's temperature: softmax(logits / temperature), Guo et al. 2017, arXiv:1706.04599, equation 9.
         """
         results = [np.empty((0, len(self.labels)), np.float32)]
         for start in range(0, len(faces), BATCH):
-            results.append(np.asarray(self.network.predict_on_batch(self.inputs(faces[start : start + BATCH]))))
+            inputs = self.inputs(faces[start : start + BATCH])
+            views = [inputs, inputs[:, :, ::-1]] if mirrored else [inputs]
+            outputs = np.asarray(self.network.predict_on_batch(np.concatenate(views)), np.float32)
+            results.append(np.mean(np.split(self.calibrated(outputs), len(views)), axis=0))
         return np.concatenate(results)
 
+    def calibrated(self, outputs):
+        """The network's outputs, float32 (n, classes), as probabilities of the file's temperature."""
+        # the logarithm undoes the softmax that ends a network, up to a number that cancels; one that ends without a
+        # softmax gives rows that don't add up to 1
+        ends_in_softmax = np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3)
+        logits = np.log(outputs + np.float32(1e-12)) if ends_in_softmax else outputs
+        powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(self.facts.get("temperature", 1)))
+        return powers / powers.sum(axis=1, keepdims=True)
+
     def inputs(self, faces):
-        """The network's input for n pictures of faces: float32 (n, size, size, 1)."""
-        pixels = np.stack([prepare(face, self.facts["image_size"]) for face in faces])
-        return pixels[..., None].astype(np.float32) * np.float32(self.facts["scale"])
+        """The network's input for n pictures of faces: float32 (n, size, size, channels)."""
+        pixels = np.stack([prepare(face, self.size) for face in faces]).astype(np.float32)
+        return SCALINGS[self.facts["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
 
 
 def write_facts(path, facts):
     """Store `facts` in the model file at `path`, in the place of those that were there.
 
-    facts: JSON values; labels, image_size (pixels) and scale (input = pixel * scale), and whatever else should travel
-    with the network, such as metrics, data and versions.
+    facts: JSON values; labels (in the order of the outputs), scaling (a name from SCALINGS), perhaps a temperature, and
+    whatever else should travel with the network, such as metrics, data and versions.
     """
     with h5py.File(path, "r+") as file:
         file.attrs["facts"] = json.dumps(facts)
 
 
-def read_facts(path):
+def read_facts(path, **given):
     """The facts of the model file at `path`, after checking that the file is one that is safe to load.
 
+    given: facts that go before those of the file.
     Raises UserError when it is missing, no Keras model, holds a layer that is not on the list, refers to other files,
-    or carries no facts.
+    or tells no labels or scaling.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such model file; train one with train.py, or name one with --model")
+        raise UserError(f"{path}: no such model file; train one with train.py, or name another one")
     try:
         with h5py.File(path) as file:
             check_links(file, path)
-            config, facts = file.attrs.get("model_config"), file.attrs.get("facts")
+            config, facts = file.attrs.get("model_config"), file.attrs.get("facts", "{}")
     except PermissionError:
         raise UserError(f"{path}: can't be read; check its permissions") from None
     except (OSError, RuntimeError, KeyError):
         raise UserError(f"{path}: not a whole HDF5 file; copy or train it again") from None
     if config is None:
         raise UserError(f"{path}: holds weights but no network; save the whole model, as train.py does")
-    if facts is None:
-        raise UserError(f"{path}: doesn't tell its labels and scaling; use a model that train.py wrote")
     try:
-        config, facts = json.loads(config), json.loads(facts)
-        labels, size, scale = facts["labels"], facts["image_size"], facts["scale"]
-        usable = isinstance(size, int) and isinstance(scale, int | float) and bool(labels) and isinstance(labels, list)
-        usable = usable and all(isinstance(label, str) for label in labels)
-    except (ValueError, TypeError, KeyError):
+        config, facts = json.loads(config), json.loads(facts) | given
+        labels, scaling = facts.get("labels"), facts.get("scaling")
+        usable = labels is None or (isinstance(labels, list) and all(isinstance(label, str) for label in labels))
+        usable = usable and (scaling is None or scaling in SCALINGS) and facts.get("temperature", 1) > 0
+    except (ValueError, TypeError):
         usable = False
     if not usable:
         raise UserError(f"{path}: its description is damaged; train it again")
     check_config(config, path)
+    if not labels or not scaling:
+        raise UserError(f"{path}: doesn't tell its labels and scaling; train.py's models do, for others see --labels and --scaling of train.py")
     return facts
 
 

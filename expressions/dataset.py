@@ -21,16 +21,31 @@ FOLDER_NAMES = {
     "test": ("test", "testing"),
 }
 CSV_EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # fer2013.csv: codes 0 to 6
+CSV_COLUMNS = ("emotion", "pixels")
 CSV_USAGES = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
+FERPLUS_COLUMNS = {  # of fer2013new.csv, and what they are called here
+    "anger": "angry", "disgust": "disgust", "fear": "fear", "happiness": "happy", "neutral": "neutral",
+    "sadness": "sad", "surprise": "surprise",
+}  # fmt: skip
+FERPLUS_OTHERS = ("contempt", "unknown", "NF")
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VALIDATION_SHARE = 0.1  # of the training images, where a data set has no validation split of its own
 
 
 class Split(NamedTuple):
-    """Images of one split: uint8 (n, 48, 48), and the index of each one's label: int64 (n,)."""
+    """Images of one split: uint8 (n, 48, 48), and the index of each one's label: int64 (n,).
+
+    votes: where there are FER+ votes, the share of the taggers of an image who chose each label: float32 (n, 7); what is
+    missing to 1 went to other answers (contempt, unknown, not a face). Zeros where an image was not tagged.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    votes: np.ndarray | None = None
+
+    def take(self, rows):
+        """The Split of these rows, a boolean mask or indices."""
+        return Split(*(None if array is None else array[rows] for array in self))
 
 
 class Dataset(NamedTuple):
@@ -56,14 +71,16 @@ class Dataset(NamedTuple):
         """16 hexadecimal digits that change when any image or label does."""
         digest = hashlib.sha256(repr(self.labels).encode())
         for name, split in self.splits.items():
-            digest.update(name.encode() + split.images.tobytes() + split.labels.tobytes())
+            votes = b"" if split.votes is None else split.votes.tobytes()
+            digest.update(name.encode() + split.images.tobytes() + split.labels.tobytes() + votes)
         return digest.hexdigest()[:16]
 
 
-def load(path, seed=0):
-    """Read the data set at `path`: a CSV file, a folder that holds one, or a folder of class folders.
+def load(path, seed=0, training=True):
+    """Read the data set at `path`: a CSV file, a folder that holds one, or a folder of class folders; and FER+ votes.
 
     seed: decides which images are held out, where the data set has no validation split.
+    training: make it ready to train on, see `check`; else it is for measuring, and every image stays.
     Returns a Dataset. Raises UserError when there is no data set at `path`, or none that can be trained on.
     """
     path = Path(path)
@@ -73,25 +90,26 @@ def load(path, seed=0):
             raise UserError(
                 f"{path}: no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
             )
-        labels, splits, notes = read_csv(found) if found.is_file() else read_folders(found)
+        votes = read_votes({place if place.is_dir() else place.parent for place in (path, found)})
+        labels, splits, notes = read_csv(found, votes) if found.is_file() else read_folders(found, votes)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be read ({error.strerror}); check its permissions") from None
-    return check(Dataset(found.resolve().name, labels, splits, tuple(notes)), seed)
+    return check(Dataset(found.resolve().name, labels, splits, tuple(notes)), seed, training)
 
 
 def find(path):
     """The CSV file or the folder with the class or split folders at `path` or one level down; None without one."""
     if path.is_file():
-        return path if has_csv_header(path) else None
+        return path if has_columns(path, *CSV_COLUMNS) else None
     if not path.is_dir():
         return None
     below = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     found = []
     for folder in [path, *below]:
-        tables = [file for file in sorted(folder.glob("*.csv")) if has_csv_header(file)]
+        tables = [file for file in sorted(folder.glob("*.csv")) if has_columns(file, *CSV_COLUMNS)]
         # the challenge's download holds its training rows a second time, without a column for the split
-        found += [file for file in tables if has_csv_header(file, "Usage")] or tables
-        if split_folder(folder, "train"):
+        found += [file for file in tables if has_columns(file, "Usage")] or tables
+        if any(split_folder(folder, split) for split in SPLITS):
             found.append(folder)
     if len(found) > 1:
         raise UserError(f"{path}: several data sets: {', '.join(map(str, found))}; name one of them with --data")
@@ -118,10 +136,10 @@ def images_in(folder):
     )
 
 
-def read_folders(root):
-    """Read a folder of class folders, with or without split folders above them."""
+def read_folders(root, votes):
+    """Read a folder of class folders, with or without split folders above them; join votes by the names of the files."""
     folders = {split: split_folder(root, split) for split in SPLITS}
-    if not folders["train"]:
+    if not any(folders.values()):
         folders = {"train": root, "validation": None, "test": None}
     files = {split: {} for split in SPLITS}
     for split, folder in folders.items():
@@ -141,7 +159,7 @@ def read_folders(root):
 
     splits, unreadable = {}, []
     for split, by_label in files.items():
-        images, indices = [], []
+        images, indices, names = [], [], []
         for index, label in enumerate(labels):
             for file in by_label.get(label, ()):
                 pixels = np.fromfile(file, np.uint8)  # imread can't open every path on Windows
@@ -151,8 +169,12 @@ def read_folders(root):
                     continue
                 images.append(prepare(picture))
                 indices.append(index)
+                names.append(file.name)
         if images:
-            splits[split] = Split(np.stack(images), np.array(indices))
+            shares = None
+            if votes is not None and labels == EMOTIONS:
+                shares = votes[~votes.index.duplicated()].reindex(names, fill_value=0).to_numpy()
+            splits[split] = Split(np.stack(images), np.array(indices), shares)
     notes = []
     if unreadable:
         examples = ", ".join(str(file) for file in unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
@@ -160,23 +182,51 @@ def read_folders(root):
     return labels, splits, notes
 
 
-def has_csv_header(path, *more):
-    """Whether `path` is a table with the columns `emotion` and `pixels`, and `more`."""
+def has_columns(path, *columns):
+    """Whether `path` is a table in whose first line all of `columns` stand."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             names = [name.strip(' "\n') for name in file.readline(1000).split(",")]
     except (OSError, UnicodeDecodeError):
         return False
-    return {"emotion", "pixels", *more} <= set(names)
+    return set(columns) <= set(names)
 
 
-def read_csv(path):
-    """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers), Usage."""
+def read_table(path):
+    """A CSV file as a DataFrame. Raises UserError when it is damaged."""
     try:
         table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a whole CSV file ({str(error).strip()}); download it again") from None
     table.columns = table.columns.str.strip()
+    return table
+
+
+def read_votes(folders):
+    """Read the FER+ votes (Barsoum et al. 2016, arXiv:1608.01041) that lie in one of `folders` as fer2013new.csv.
+
+    Returns a DataFrame: the share of the taggers, 0 to 1, for each of EMOTIONS; its index the names of the images.
+    Rows are those of fer2013.csv, in the same order. None where there is no such file."""
+    columns = [*FERPLUS_COLUMNS, *FERPLUS_OTHERS]
+    tables = sorted(file for folder in folders for file in folder.glob("*.csv"))
+    found = [file for file in tables if has_columns(file, "Image name", *columns)]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise UserError(f"several files of FER+ votes: {', '.join(map(str, found))}; keep one of them")
+    table = read_table(found[0])
+    votes = table[columns].apply(pd.to_numeric, errors="coerce")
+    if votes.isna().any(axis=None) or (votes < 0).any(axis=None):
+        row = (votes.isna() | (votes < 0)).any(axis=1).to_numpy().argmax()
+        raise UserError(f"{found[0]}: data row {row + 1}: votes are not all numbers from 0 up; download it again")
+    shares = votes.div(votes.sum(axis=1).clip(lower=1), axis=0).rename(columns=FERPLUS_COLUMNS)
+    return shares[list(EMOTIONS)].astype(np.float32).set_index(table["Image name"].fillna(""))
+
+
+def read_csv(path, votes):
+    """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers), Usage; join votes by the
+    number of the row."""
+    table = read_table(path)
     if "Usage" not in table:
         table["Usage"] = "Training"
     images = np.empty((len(table), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
@@ -198,53 +248,75 @@ def read_csv(path):
             raise UserError(f"{path}: data row {row + 1}: {column} is {table[column].iloc[row]!r}, not one of {known}")
     order = np.array([EMOTIONS.index(name) for name in CSV_EMOTIONS])
     labels = order[codes.to_numpy(dtype=np.int64)]
+    notes = []
+    if votes is not None and len(votes) != len(table):
+        notes.append(f"FER+ votes left out: they have {len(votes)} rows, the data set {len(table)}")
+        votes = None
+    everything = Split(images, labels, None if votes is None else votes.to_numpy())
     splits = {}
     for usage, split in CSV_USAGES.items():
         rows = (table["Usage"] == usage).to_numpy()
         if rows.any():
-            splits[split] = Split(images[rows], labels[rows])
-    return EMOTIONS, splits, []
+            splits[split] = everything.take(rows)
+    return EMOTIONS, splits, notes
 
 
-def check(dataset, seed=0):
-    """Hold out validation images where there are none, drop training images that also stand in another split, and count
-    copies. Returns a Dataset whose notes say what was done. Raises UserError when nothing can be learned from it."""
+def check(dataset, seed=0, training=True):
+    """Hold out validation images where there are none, count copies, and for training drop the training images that also
+    stand in another split. Returns a Dataset whose notes say what was done. Raises UserError when there is no image, or
+    nothing can be learned from them."""
     splits, notes = dict(dataset.splits), list(dataset.notes)
-    if "train" not in splits:
+    if not splits or training and "train" not in splits:
         raise UserError(f"{dataset.source}: no training image that OpenCV can read; put some in train/<class>/")
-    if "validation" not in splits:
+    if "train" in splits and "validation" not in splits:
         train = splits["train"]
         held = held_out(train.labels, seed)
-        splits["train"] = Split(train.images[~held], train.labels[~held])
-        splits["validation"] = Split(train.images[held], train.labels[held])
+        splits["train"], splits["validation"] = train.take(~held), train.take(held)
         notes.append(f"no validation split: held {held.sum()} images out of train (stratified, seed {seed})")
 
     for name in ("validation", "test"):
-        if name in splits:
-            seen = {image.tobytes() for image in splits[name].images}
-            shared = np.array([image.tobytes() in seen for image in splits["train"].images])
+        if training and name in splits:
+            shared = stands_in(splits["train"], splits[name])
             if shared.any():
-                splits["train"] = Split(*(array[~shared] for array in splits["train"]))
+                splits["train"] = splits["train"].take(~shared)
                 notes.append(f"dropped {shared.sum()} training images that also stand in {name}, pixel for pixel")
     for name, split in splits.items():
         labels_of = {}
-        for image, label in zip(*split, strict=True):
+        for image, label in zip(split.images, split.labels, strict=True):
             labels_of.setdefault(image.tobytes(), set()).add(label)
         copies, torn = len(split.images) - len(labels_of), sum(len(labels) > 1 for labels in labels_of.values())
         if copies:
             notes.append(
                 f"kept {copies} images of {name} that copy another one there; {torn} pictures have several labels"
             )
+    tagged = {name: int(split.votes.any(axis=1).sum()) for name, split in splits.items() if split.votes is not None}
+    if tagged:
+        notes.append(f"FER+ votes for {', '.join(f'{count} images of {name}' for name, count in tagged.items())}")
 
-    counts = {name: np.bincount(split.labels, minlength=len(dataset.labels)) for name, split in splits.items()}
+    for name in set(splits) - {"train"}:
+        present = np.bincount(splits[name].labels, minlength=len(dataset.labels))
+        for label in (label for label, count in zip(dataset.labels, present, strict=True) if not count):
+            notes.append(f"no {name} image of {label}: its figures can't be measured")
+    dataset = dataset._replace(splits={name: splits[name] for name in SPLITS if name in splits}, notes=tuple(notes))
+    if training:
+        check_classes(dataset)
+    return dataset
+
+
+def check_classes(dataset):
+    """Raise UserError when there are too few classes to train, or one without training images."""
     if len(dataset.labels) < 2:
         raise UserError(f"{dataset.source}: only one class ({', '.join(dataset.labels)}); training takes at least two")
-    for index, label in enumerate(dataset.labels):
-        if not counts["train"][index]:
-            raise UserError(f"{dataset.source}: no training image of {label}; add some or remove its folder")
-        if not counts["validation"][index]:
-            notes.append(f"no validation image of {label}: its figures can't be measured")
-    return dataset._replace(splits={name: splits[name] for name in SPLITS if name in splits}, notes=tuple(notes))
+    trained = np.bincount(dataset.splits["train"].labels, minlength=len(dataset.labels))
+    if not trained.all():
+        label = dataset.labels[trained.argmin()]
+        raise UserError(f"{dataset.source}: no training image of {label}; add some or remove its folder")
+
+
+def stands_in(split, other):
+    """Which images of `split` also stand in `other`, pixel for pixel: a boolean mask (n,)."""
+    seen = {image.tobytes() for image in other.images}
+    return np.array([image.tobytes() in seen for image in split.images], dtype=bool)
 
 
 def held_out(labels, seed):

@@ -9,6 +9,10 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
+from expressions import UserError
+
+CALIBRATION_BINS = 15
+AGREEMENT = 0.6  # of the taggers: their majority label is then hardly a matter of chance
 GRID = (4, 8)  # rows, at most, and columns of a picture grid
 
 
@@ -17,11 +21,17 @@ class Evaluation(NamedTuple):
 
     labels: class names, in the order of the columns. truth: the true label index, int (n,).
     probabilities: float (n, classes), rows that add up to 1.
+    votes: share of the taggers who chose each label, float (n, classes), where the data set has FER+ votes.
     """
 
     labels: tuple
     truth: np.ndarray
     probabilities: np.ndarray
+    votes: np.ndarray | None = None
+
+    def take(self, rows):
+        """The Evaluation of these rows, a boolean mask or indices."""
+        return Evaluation(self.labels, *(None if array is None else array[rows] for array in self[1:]))
 
     @property
     def predicted(self):
@@ -58,6 +68,35 @@ class Evaluation(NamedTuple):
         table = self.table()
         return float(table.loc[table["support"] > 0, "f1"].mean())
 
+    @property
+    def calibration_error(self):
+        """Expected calibration error, 0 to 1: the mean distance of confidence from top-1 in 15 equal bins of confidence,
+        each weighted with its images (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
+        confidence, right = self.probabilities.max(axis=1), self.predicted == self.truth
+        bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        distances = np.bincount(bins, weights=confidence - right)
+        return float(np.abs(distances).sum() / len(self.truth))
+
+    @property
+    def agreed(self):
+        """Which images most taggers agree on: at least six of ten chose the same label. A boolean mask (n,)."""
+        return self.votes.max(axis=1) >= AGREEMENT
+
+    @property
+    def majority_top1(self):
+        """Share of the images that taggers agree on whose likeliest label is the taggers' one, 0 to 1."""
+        agreed = self.agreed
+        return float((self.predicted == self.votes.argmax(axis=1))[agreed].mean())
+
+    def figures(self):
+        """The figures that sum up all classes, under the names that users read: a dictionary of texts."""
+        texts = {"top-1": f"{self.top1:.1%}", "macro F1": f"{self.macro_f1:.3f}"}
+        texts["calibration error"] = f"{self.calibration_error:.1%}"
+        if self.votes is not None and self.agreed.any():
+            texts[f"FER+ majority (n = {self.agreed.sum()})"] = f"{self.majority_top1:.1%}"
+        recalls = self.table()["recall"].dropna()
+        return texts | {f"recall {label}": f"{value:.1%}" for label, value in recalls.items()}
+
     def metrics(self):
         """The figures that travel in the model file, as JSON values."""
         recalls = self.table()["recall"].dropna()
@@ -65,21 +104,47 @@ class Evaluation(NamedTuple):
             "n": len(self.truth),
             "top1": round(self.top1, 6),
             "macro_f1": round(self.macro_f1, 6),
+            "calibration_error": round(self.calibration_error, 6),
             "recall": {label: round(value, 6) for label, value in recalls.items()},
         }
 
 
-def evaluate(classifier, split):
-    """Evaluate a Classifier on a Split whose labels it shares: {"single view": Evaluation, "with mirrored view": ...}.
+def evaluate(classifier, split, labels):
+    """Evaluate a Classifier on a Split: {"single view": Evaluation, "with mirrored view": Evaluation}.
 
-    The second averages the probabilities of each image and its mirror image."""
-    images, truth = split
-    single = classifier.probabilities(images)
-    mirrored = classifier.probabilities(images[:, :, ::-1])
+    labels: the class names of the split. The classifier may know more of them, in another order. Raises UserError when
+    it doesn't know one. The second view averages the probabilities of each image and its mirror image."""
+    unknown = [label for label in labels if label not in classifier.labels]
+    if unknown:
+        raise UserError(
+            f"the model knows {', '.join(classifier.labels)}, the data set has {', '.join(unknown)} too; "
+            "if the model calls it by another name, tell it with --labels"
+        )
+    columns = np.array([classifier.labels.index(label) for label in labels])
+    votes = None
+    if split.votes is not None:
+        votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
+        votes[:, columns] = split.votes
     return {
-        "single view": Evaluation(classifier.labels, truth, single),
-        "with mirrored view": Evaluation(classifier.labels, truth, (single + mirrored) / 2),
+        name: Evaluation(
+            classifier.labels, columns[split.labels], classifier.probabilities(split.images, mirrored), votes
+        )
+        for name, mirrored in (("single view", False), ("with mirrored view", True))
     }
+
+
+def fit_temperature(probabilities, truth):
+    """The temperature by which to divide the logits of a network, so that its confidence tells how often it is right.
+
+    probabilities: of labelled images it was not trained on, float (n, classes), at temperature 1. truth: int (n,).
+    It minimises the mean negative log-likelihood (Guo et al. 2017, arXiv:1706.04599, section 4.2), to three digits."""
+    logits = np.log(np.maximum(probabilities, 1e-12, dtype=np.float64))
+    own = logits[np.arange(len(truth)), truth]
+
+    def loss(temperature):
+        return np.log(np.exp(logits / temperature).sum(axis=1)).mean() - own.mean() / temperature
+
+    return float(min(np.geomspace(0.1, 10, 2001).round(3), key=loss))
 
 
 def write_report(folder, facts, data, evaluations, megabytes):
@@ -99,21 +164,19 @@ def write_report(folder, facts, data, evaluations, megabytes):
     os.replace(partial, folder / "README.md")
 
 
-def describe(evaluations, seed):
-    """Top-1 and macro F1 of each evaluation, and the table of the first, as lines of text."""
+def describe(evaluations):
+    """The figures of the evaluations side by side, then the first one per class, and its confusion matrix, as text."""
     first = next(iter(evaluations.values()))
-    lines = [f"Validation, n = {len(first.truth)}, one run, seed {seed}:"]
-    lines += [
-        f"  {name}: top-1 {each.top1:.1%}, macro F1 {each.macro_f1:.3f}, "
-        f"recall {', '.join(f'{label} {value:.0%}' for label, value in each.table()['recall'].dropna().items())}"
-        for name, each in evaluations.items()
-    ]
-    return "\n".join([*lines, "", first.table().round(3).to_string(na_rep="-")])
+    figures = pd.DataFrame({name: each.figures() for name, each in evaluations.items()})
+    columns = pd.Index(first.labels, name="true, predicted:")
+    confusion = pd.DataFrame(first.confusion(), index=list(first.labels), columns=columns)
+    per_class = first.table().round(3)
+    return "\n\n".join([figures.to_string(), per_class.to_string(na_rep="-"), confusion.to_string()])
 
 
 def draw_samples(data, shown, path):
     """Draw a grid of training images of the class `shown`, spread evenly over the split, as a PNG file at `path`."""
-    images, labels = data.splits["train"]
+    images, labels, _ = data.splits["train"]
     rows = np.flatnonzero(labels == data.labels.index(shown))
     picked = rows[np.linspace(0, len(rows) - 1, min(len(rows), GRID[0] * GRID[1])).astype(int)]
     title = f"{shown}: {len(picked)} of {len(rows)} training images"
@@ -204,7 +267,7 @@ CARD = """\
 
 Tells the expression of one face: {labels}.
 A Keras `Sequential` network ("{network}", {parameters:,} parameters, {megabytes:.1f} MB) that takes
-{image_size}x{image_size} gray pictures, pixel times {scale:.6f}.
+48x48 gray pictures, each pixel scaled to {scaling}.
 
 ## How good it is
 
@@ -248,13 +311,7 @@ def card(facts, data, evaluations, megabytes, history):
     confusion = first.confusion()
     np.fill_diagonal(confusion, 0)
     pairs = sorted(((count, *place) for place, count in np.ndenumerate(confusion) if count), reverse=True)[:4]
-    results = pd.DataFrame(
-        {
-            name: {"top-1": f"{each.top1:.1%}", "macro F1": f"{each.macro_f1:.3f}"}
-            | {f"recall {label}": f"{value:.1%}" for label, value in each.table()["recall"].dropna().items()}
-            for name, each in evaluations.items()
-        }
-    )
+    results = pd.DataFrame({name: each.figures() for name, each in evaluations.items()})
     return CARD.format(
         **facts | {"labels": ", ".join(facts["labels"])},
         megabytes=megabytes,

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
-from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, synthetic
+from expressions import EMOTIONS, UserError, synthetic
 from expressions.classifier import Classifier, read_facts, write_facts
 
-FACTS = {"labels": list(EMOTIONS), "image_size": IMAGE_SIZE, "scale": SCALE}
+FACTS = {"labels": list(EMOTIONS), "scaling": "unit"}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_faces_of_mixed_sizes_in_one_call(trained):
 def test_the_file_tells_everything_about_itself(trained):
     facts = read_facts(trained)
     assert facts["labels"] == list(EMOTIONS)
-    assert facts["image_size"] == 48 and facts["scale"] == pytest.approx(1 / 255)
+    assert facts["scaling"] == "unit" and 0.1 <= facts["temperature"] <= 10
     assert facts["network"] == "compact" and facts["parameters"] == 1757863
     assert {"single view", "with mirrored view"} <= set(facts["metrics"])
     assert facts["metrics"]["single view"]["n"] == 21
@@ -74,7 +74,8 @@ def test_weights_without_a_network(tmp_path, trained):
 
 
 def test_no_facts_or_damaged_ones(model):
-    for facts, words in ((None, "doesn't tell"), ("{", "damaged"), ("[]", "damaged"), ('{"labels": []}', "damaged")):
+    damaged = ("{", "[]", '{"labels": "happy"}', '{"scaling": "other"}', '{"temperature": 0}')
+    for facts, words in ((None, "doesn't tell"), ('{"labels": []}', "doesn't tell"), *((f, "damaged") for f in damaged)):
         with h5py.File(model, "r+") as file:
             del file.attrs["facts"]
             if facts:
@@ -84,11 +85,58 @@ def test_no_facts_or_damaged_ones(model):
         write_facts(model, FACTS)
 
 
-def test_labels_and_size_that_don_t_fit_the_network(model):
-    for facts in ({"labels": ["happy", "sad"]}, {"image_size": 64}):
-        write_facts(model, FACTS | facts)
-        with pytest.raises(UserError, match="takes and gives"):
-            Classifier(model)
+def test_labels_that_don_t_fit_the_network(model):
+    write_facts(model, FACTS | {"labels": ["happy", "sad"]})
+    with pytest.raises(UserError, match="gives output of the shape"):
+        Classifier(model)
+
+
+def test_the_mirrored_view_is_averaged_in(trained):
+    classifier = Classifier(trained)
+    faces, _ = synthetic.draw_faces(2, seed=9)
+    expected = (classifier.probabilities(faces) + classifier.probabilities(faces[:, :, ::-1])) / 2
+    np.testing.assert_allclose(classifier.probabilities(faces, mirrored=True), expected, atol=1e-5)
+
+
+def test_the_temperature_of_the_file_is_applied(model):
+    faces, _ = synthetic.draw_faces(2, seed=9)
+    write_facts(model, FACTS)
+    plain = Classifier(model).probabilities(faces)
+    write_facts(model, FACTS | {"temperature": 2})
+    expected = np.sqrt(plain) / np.sqrt(plain).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(Classifier(model).probabilities(faces), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "lowest", "highest"),
+    [("unit", 0, 1), ("symmetric", -1, 1), ("pixels", 0, 255), ("standardised", None, None)],
+)
+@pytest.mark.parametrize(("size", "channels"), [(48, 1), (64, 3)])
+def test_a_model_from_another_program(tmp_path, scaling, lowest, highest, size, channels):
+    """Its outputs are the means of its input's upper and lower half, so they tell what it was fed."""
+    layers = [keras.layers.AveragePooling2D((size // 2, size)), keras.layers.Flatten()]
+    network = keras.Sequential([keras.Input((size, size, channels)), *layers])
+    path = save(network, tmp_path / "other.h5", facts=None)
+    labels = [f"{half} {channel}" for half in ("upper", "lower") for channel in range(channels)]
+    classifier = Classifier(path, labels=labels, scaling=scaling)
+    face = np.zeros((48, 48), np.uint8)
+    face[24:] = 255
+    inputs = classifier.inputs([face])
+    assert inputs.shape == (1, size, size, channels) and inputs.dtype == np.float32
+    if lowest is None:
+        assert inputs.mean() == pytest.approx(0, abs=1e-5) and inputs.std() == pytest.approx(1, abs=1e-4)
+    else:
+        assert inputs.min() == lowest and inputs.max() == highest
+    probabilities = classifier.probabilities([face])[0]  # these outputs are no probabilities: softmax comes after
+    assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert (probabilities[channels:] > probabilities[:channels]).all()
+
+
+@pytest.mark.parametrize("shape", [(48, 32, 1), (48, 48, 2), (48,)])
+def test_input_that_is_no_square_picture(tmp_path, shape):
+    network = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(7)])
+    with pytest.raises(UserError, match="takes input of the shape"):
+        Classifier(save(network, tmp_path / "other.h5"))
 
 
 def network(*layers):
@@ -108,8 +156,8 @@ def test_code_in_a_file_never_runs(tmp_path):
 
 
 def test_only_known_layers_from_keras_itself(tmp_path, model):
-    path = save(network(keras.layers.GaussianNoise(0.1)), tmp_path / "noise.h5")
-    with pytest.raises(UserError, match="GaussianNoise"):
+    path = save(network(keras.layers.UnitNormalization()), tmp_path / "unknown.h5")
+    with pytest.raises(UserError, match="UnitNormalization"):
         Classifier(path)
     with h5py.File(model, "r+") as file:
         config = json.loads(file.attrs["model_config"])

@@ -82,7 +82,7 @@ def test_csv_codes_are_not_in_alphabetical_order(tmp_path, header):
     data = dataset.load(tmp_path)
     assert counts(data) == {"train": 7, "validation": 7, "test": 7}
     names = {}
-    for image, label in zip(*data.splits["train"], strict=True):
+    for image, label in zip(data.splits["train"].images, data.splits["train"].labels, strict=True):
         names[image[0, 0] // 10] = data.labels[label]
     assert names == dict(enumerate(["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]))
 
@@ -120,6 +120,50 @@ def test_training_images_that_stand_in_validation_too_are_dropped(tmp_path):
     assert not any(image.tobytes() in seen for image in data.splits["train"].images)
     assert "dropped 2 training images that also stand in validation, pixel for pixel" in data.notes
     assert "kept 1 images of train that copy another one there; 1 pictures have several labels" in data.notes
+
+
+def test_for_measuring_every_image_stays_and_no_training_image_is_needed(tmp_path):
+    write_data(tmp_path, {"train": 3, "validation": 2})
+    shutil.copy(tmp_path / "validation" / "sad" / "sad_0.png", tmp_path / "train" / "sad" / "leak.png")
+    data = dataset.load(tmp_path, training=False)
+    assert counts(data) == {"train": 22, "validation": 14}
+    shared = dataset.stands_in(data.splits["validation"], data.splits["train"])
+    assert shared.sum() == 1 and data.splits["validation"].labels[shared].tolist() == [EMOTIONS.index("sad")]
+    data = dataset.load(write_data(tmp_path / "exam", {"test": 2}), training=False)
+    assert counts(data) == {"test": 14}
+
+
+FERPLUS = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+
+
+def test_votes_join_folders_by_the_name_of_the_image(tmp_path):
+    write_data(tmp_path / "images", {"train": 2, "validation": 1})
+    rows = ["Training,happy_1.png,1,6,0,0,0,0,1,1,1,0", "Training,sad_0.png,0,0,0,9,0,0,0,0,0,0", "Training,,0,0,0,0,0,0,0,0,0,9"]
+    write_csv(tmp_path / "fer2013new.csv", rows, FERPLUS)
+    data = dataset.load(tmp_path)
+    train = data.splits["train"]
+    happy = train.votes[train.labels == EMOTIONS.index("happy")]
+    np.testing.assert_allclose(happy, [[0] * 7, [0, 0, 0.1, 0.6, 0.1, 0, 0]], atol=1e-6)
+    assert train.votes[train.labels == EMOTIONS.index("sad")][0].tolist() == [0, 0, 0, 0, 0, 1, 0]
+    assert "FER+ votes for 2 images of train, 1 images of validation" in data.notes
+    other = dataset.load(tmp_path / "images")  # the votes lie above it
+    assert other.splits["train"].votes is None and other.fingerprint() != data.fingerprint()
+
+
+def test_votes_join_a_csv_by_the_number_of_the_row(tmp_path):
+    write_csv(tmp_path / "fer2013.csv", csv_rows())
+    rows = [f"x,name{row},{row},0,0,0,{21 - row},0,0,0,0,0" for row in range(21)]
+    write_csv(tmp_path / "fer2013new.csv", rows, FERPLUS)
+    data = dataset.load(tmp_path / "fer2013.csv")
+    first = data.splits["validation"].votes[0]  # row 7
+    np.testing.assert_allclose(first, [14 / 21, 0, 0, 0, 7 / 21, 0, 0], atol=1e-6)
+    write_csv(tmp_path / "fer2013new.csv", rows[1:], FERPLUS)
+    data = dataset.load(tmp_path)
+    assert data.splits["train"].votes is None
+    assert "FER+ votes left out: they have 20 rows, the data set 21" in data.notes
+    write_csv(tmp_path / "fer2013new.csv", [rows[0], rows[1].replace(",20,", ",many,")], FERPLUS)
+    with pytest.raises(UserError, match="data row 2: votes are not all numbers"):
+        dataset.load(tmp_path)
 
 
 def test_images_of_any_size_mode_and_format_and_those_that_are_none(tmp_path):

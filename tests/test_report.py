@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expressions import EMOTIONS, dataset, report, synthetic
+from expressions import EMOTIONS, UserError, dataset, report, synthetic
 
 LABELS = ("cat", "dog", "emu")
 TRUTH = np.array([0, 0, 0, 0, 1, 1])
@@ -29,6 +29,50 @@ def test_figures(evaluation):
     assert evaluation.metrics()["recall"] == {"cat": 0.5, "dog": 0.5}
 
 
+def test_calibration_error_by_hand():
+    """Four calls with confidence .9 of which three are right, two with .6 of which none is."""
+    confidence, right = np.array([0.9] * 4 + [0.6] * 2), np.array([1, 1, 1, 0, 0, 0], bool)
+    probabilities = np.column_stack([confidence, 1 - confidence])
+    evaluation = report.Evaluation(("yes", "no"), np.where(right, 0, 1), probabilities)
+    assert evaluation.calibration_error == pytest.approx((4 * 0.15 + 2 * 0.6) / 6)
+
+
+def test_agreement_with_the_majority_of_taggers(evaluation):
+    votes = np.array([[0.6, 0.4, 0], [0, 0.9, 0], [0, 1, 0], [0.5, 0.5, 0], [0, 0, 0], [0.2, 0.8, 0]])
+    tagged = evaluation._replace(votes=votes)
+    assert tagged.agreed.tolist() == [True, True, True, False, False, True]
+    assert tagged.majority_top1 == pytest.approx(2 / 4)  # of cat, dog, dog, dog it said cat, cat, dog, cat
+    assert tagged.figures()["FER+ majority (n = 4)"] == "50.0%"
+    assert not any("FER+" in name for name in evaluation.figures())
+    fewer = tagged.take(np.array([True, False, True, False, False, False]))
+    assert fewer.top1 == 0.5 and fewer.majority_top1 == 1 and fewer.labels == LABELS
+
+
+def test_the_temperature_that_was_put_in_is_found_again():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(20000, 7)) * 2
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = (probabilities.cumsum(axis=1) > random.random((len(logits), 1))).argmax(axis=1)
+    sharpened = probabilities**2.5
+    sharpened /= sharpened.sum(axis=1, keepdims=True)
+    assert report.fit_temperature(sharpened, truth) == pytest.approx(2.5, rel=0.03)
+
+
+def test_a_classifier_that_knows_more_labels_in_another_order():
+    class Known:
+        labels = ("contempt", "dog", "cat")
+
+        def probabilities(self, images, mirrored=False):
+            return np.array([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1]])
+
+    split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array([[1, 0], [0.4, 0.6]]))
+    evaluation = report.evaluate(Known(), split, ("cat", "dog"))["single view"]
+    assert evaluation.truth.tolist() == [2, 1] and evaluation.predicted.tolist() == [2, 0]
+    assert evaluation.majority_top1 == 0.5 and evaluation.macro_f1 == 0.5
+    with pytest.raises(UserError, match="the data set has emu too"):
+        report.evaluate(Known(), split, ("cat", "emu"))
+
+
 def test_a_report_on_disk(tmp_path):
     images, labels = synthetic.draw_faces(5, seed=0)
     split = dataset.Split(images, labels)
@@ -42,7 +86,7 @@ def test_a_report_on_disk(tmp_path):
     pd.DataFrame(history).to_csv(tmp_path / "history.csv", index=False)
     facts = {
         "name": "my_model", "network": "compact", "parameters": 1757863, "labels": list(data.labels),
-        "image_size": 48, "scale": 1 / 255, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
+        "image_size": 48, "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
         "batch_size": 64, "machine": "a machine", "versions": "some versions", "made": "today",
     }  # fmt: skip
     report.write_report(tmp_path, facts, data, evaluations, megabytes=7.1)

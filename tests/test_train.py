@@ -1,10 +1,12 @@
 """train.py as a user runs it: what it leaves, how it is stopped and resumed, what it says when it can't go on."""
 
+import shutil
 import signal
 import subprocess
 import time
 
 import cv2
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +50,28 @@ def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
         for file in (data_folder / "validation" / label).iterdir()
     ]
     assert np.mean(hits) == pytest.approx(classifier.facts["metrics"]["single view"]["top1"], abs=1e-6)
+
+
+def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
+    figures = Classifier(trained).facts["metrics"]["single view"]
+    assert train.main(["--evaluate", str(trained), "--data", str(data_folder)]) == 0
+    output = capsys.readouterr().out
+    assert "on validation, n = 21" in output and "Without the 0 images" in output
+    assert f"top-1                     {figures['top1']:.1%}" in output and "true, predicted:" in output
+
+    foreign = shutil.copy(trained, tmp_path / "foreign.h5")
+    with h5py.File(foreign, "r+") as file:
+        del file.attrs["facts"]
+    arguments = ["--evaluate", str(foreign), "--data", str(data_folder), "--split", "train"]
+    assert train.main(arguments) == 2
+    assert "--labels and --scaling of train.py" in capsys.readouterr().err
+    arguments += ["--scaling", "unit", "--labels"]
+    assert train.main([*arguments, ",".join(EMOTIONS)]) == 0
+    assert "on train, n = 56" in capsys.readouterr().out
+    assert train.main([*arguments, "anger,disgust,fear,happy,neutral,sad,surprise"]) == 2
+    assert "the data set has angry too" in capsys.readouterr().err
+    assert train.main(["--evaluate", str(trained), "--data", str(data_folder), "--split", "test"]) == 2
+    assert "has train, validation only" in capsys.readouterr().err
 
 
 def start(data_folder, model, *more):
