@@ -75,7 +75,7 @@ def detect(options):
             for frame in source:
                 gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
                 boxes = detector.detect(gray)
-                probabilities = classifier.probabilities([crop(gray, box) for box in boxes])  # one call a frame
+                probabilities = classifier.probabilities([crop(gray, box) for box in boxes], mirrored=True)  # one call
                 faces = [
                     Face(box, classifier.labels[row.argmax()], float(row.max()))
                     for box, row in zip(boxes, probabilities, strict=True)

@@ -18,12 +18,12 @@ MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
 class BestModel(keras.callbacks.ModelCheckpoint):
     """ModelCheckpoint (best only) whose file is replaced at once: a run killed while saving leaves the one before.
 
-    path: the .h5 file. monitor: the value of the logs that decides.
+    path: the .h5 file. monitor: the value of the logs that decides. mode: "max" or "min", which of its values is best.
     """
 
-    def __init__(self, path, monitor):
+    def __init__(self, path, monitor, mode):
         self.path, self.partial = Path(path), Path(path).with_suffix(".partial.h5")
-        super().__init__(self.partial, monitor=monitor, save_best_only=True)
+        super().__init__(self.partial, monitor=monitor, mode=mode, save_best_only=True)
 
     def on_epoch_end(self, epoch, logs=None):
         self.partial.unlink(missing_ok=True)  # half a file, from a run that was killed while it wrote

@@ -132,7 +132,10 @@ def read_facts(path, **given):
         raise UserError(f"{path}: its description is damaged; train it again")
     check_config(config, path)
     if not labels or not scaling:
-        raise UserError(f"{path}: doesn't tell its labels and scaling; train.py's models do, for others see --labels and --scaling of train.py")
+        raise UserError(
+            f"{path}: doesn't tell its labels and scaling; use a model that train.py wrote, "
+            "or to measure another one, give train.py --labels and --scaling"
+        )
     return facts
 
 

@@ -35,7 +35,7 @@ VALIDATION_SHARE = 0.1  # of the training images, where a data set has no valida
 class Split(NamedTuple):
     """Images of one split: uint8 (n, 48, 48), and the index of each one's label: int64 (n,).
 
-    votes: where there are FER+ votes, the share of the taggers of an image who chose each label: float32 (n, 7); what is
+    votes: where there are FER+ votes, the share of an image's taggers who chose each label: float32 (n, 7); what is
     missing to 1 went to other answers (contempt, unknown, not a face). Zeros where an image was not tagged.
     """
 
@@ -137,7 +137,7 @@ def images_in(folder):
 
 
 def read_folders(root, votes):
-    """Read a folder of class folders, with or without split folders above them; join votes by the names of the files."""
+    """Read a folder of class folders, with or without split folders above them; join votes by the names of files."""
     folders = {split: split_folder(root, split) for split in SPLITS}
     if not any(folders.values()):
         folders = {"train": root, "validation": None, "test": None}
@@ -262,9 +262,9 @@ def read_csv(path, votes):
 
 
 def check(dataset, seed=0, training=True):
-    """Hold out validation images where there are none, count copies, and for training drop the training images that also
-    stand in another split. Returns a Dataset whose notes say what was done. Raises UserError when there is no image, or
-    nothing can be learned from them."""
+    """Hold out validation images where there are none, count copies, and for training drop the training images that
+    also stand in another split. Returns a Dataset whose notes say what was done. Raises UserError when there is no
+    image, or nothing can be learned from them."""
     splits, notes = dict(dataset.splits), list(dataset.notes)
     if not splits or training and "train" not in splits:
         raise UserError(f"{dataset.source}: no training image that OpenCV can read; put some in train/<class>/")

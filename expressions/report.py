@@ -70,8 +70,8 @@ class Evaluation(NamedTuple):
 
     @property
     def calibration_error(self):
-        """Expected calibration error, 0 to 1: the mean distance of confidence from top-1 in 15 equal bins of confidence,
-        each weighted with its images (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
+        """Expected calibration error, 0 to 1: the mean distance of confidence from top-1 in 15 equal bins of
+        confidence, each weighted with its images (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
         confidence, right = self.probabilities.max(axis=1), self.predicted == self.truth
         bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         distances = np.bincount(bins, weights=confidence - right)

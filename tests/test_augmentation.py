@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from expressions import synthetic
-from expressions.augmentation import OpenCVImageDataGenerator
+from expressions.augmentation import OpenCVImageDataGenerator, erase
 
 REST = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": False}
 
@@ -70,3 +70,18 @@ def test_options_bound_the_warp_and_numpy_s_seed_decides_it(face):
     assert first.shape == (32, 48, 48, 1) and first.dtype == np.float32
     assert 0 <= first.min() and first.max() <= 1
     assert len({image.tobytes() for image in first}) == 32
+
+
+def test_erasing_takes_one_rectangle_of_half_the_images():
+    np.random.seed(0)
+    erased = 0
+    for _ in range(400):
+        image = erase(np.full((48, 48, 1), -1, np.float32))
+        rows, columns = np.nonzero(image[:, :, 0] != -1)
+        if not rows.size:
+            continue
+        erased += 1
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert rows.size == height * width and 0.015 * 48**2 <= rows.size <= 0.22 * 48**2
+        assert image.max() <= 255 and image[rows, columns].min() >= 0 and image[rows, columns].std() > 10
+    assert 160 < erased < 240

@@ -46,7 +46,7 @@ def test_the_file_tells_everything_about_itself(trained):
     facts = read_facts(trained)
     assert facts["labels"] == list(EMOTIONS)
     assert facts["scaling"] == "unit" and 0.1 <= facts["temperature"] <= 10
-    assert facts["network"] == "compact" and facts["parameters"] == 1757863
+    assert facts["network"] == "compact" and facts["parameters"] == 1167015
     assert {"single view", "with mirrored view"} <= set(facts["metrics"])
     assert facts["metrics"]["single view"]["n"] == 21
     assert len(facts["fingerprint"]) == 16 and keras.__version__ in facts["versions"]
@@ -75,7 +75,11 @@ def test_weights_without_a_network(tmp_path, trained):
 
 def test_no_facts_or_damaged_ones(model):
     damaged = ("{", "[]", '{"labels": "happy"}', '{"scaling": "other"}', '{"temperature": 0}')
-    for facts, words in ((None, "doesn't tell"), ('{"labels": []}', "doesn't tell"), *((f, "damaged") for f in damaged)):
+    for facts, words in (
+        (None, "doesn't tell"),
+        ('{"labels": []}', "doesn't tell"),
+        *((f, "damaged") for f in damaged),
+    ):
         with h5py.File(model, "r+") as file:
             del file.attrs["facts"]
             if facts:

@@ -138,7 +138,11 @@ FERPLUS = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fea
 
 def test_votes_join_folders_by_the_name_of_the_image(tmp_path):
     write_data(tmp_path / "images", {"train": 2, "validation": 1})
-    rows = ["Training,happy_1.png,1,6,0,0,0,0,1,1,1,0", "Training,sad_0.png,0,0,0,9,0,0,0,0,0,0", "Training,,0,0,0,0,0,0,0,0,0,9"]
+    rows = [
+        "Training,happy_1.png,1,6,0,0,0,0,1,1,1,0",
+        "Training,sad_0.png,0,0,0,9,0,0,0,0,0,0",
+        "Training,,0,0,0,0,0,0,0,0,0,9",
+    ]
     write_csv(tmp_path / "fer2013new.csv", rows, FERPLUS)
     data = dataset.load(tmp_path)
     train = data.splits["train"]

@@ -86,7 +86,7 @@ def test_a_report_on_disk(tmp_path):
     pd.DataFrame(history).to_csv(tmp_path / "history.csv", index=False)
     facts = {
         "name": "my_model", "network": "compact", "parameters": 1757863, "labels": list(data.labels),
-        "image_size": 48, "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
+        "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
         "batch_size": 64, "machine": "a machine", "versions": "some versions", "made": "today",
     }  # fmt: skip
     report.write_report(tmp_path, facts, data, evaluations, megabytes=7.1)

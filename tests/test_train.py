@@ -1,5 +1,6 @@
 """train.py as a user runs it: what it leaves, how it is stopped and resumed, what it says when it can't go on."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ def test_it_prints_the_data_the_network_and_the_figures(trained):
     output = (trained.parent / "output.txt").read_text()
     for words in (
         "disgust       8           3",
-        "Total params: 1,757,863",
+        "Total params: 1,167,015",
         "top-1",
         "macro F1",
         "recall angry",
@@ -56,15 +57,15 @@ def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
     figures = Classifier(trained).facts["metrics"]["single view"]
     assert train.main(["--evaluate", str(trained), "--data", str(data_folder)]) == 0
     output = capsys.readouterr().out
-    assert "on validation, n = 21" in output and "Without the 0 images" in output
-    assert f"top-1                     {figures['top1']:.1%}" in output and "true, predicted:" in output
+    assert "on validation, n = 21" in output and "None of these images stands in train." in output
+    assert re.search(rf"top-1 +{figures['top1']:.1%}", output) and "true, predicted:" in output
 
     foreign = shutil.copy(trained, tmp_path / "foreign.h5")
     with h5py.File(foreign, "r+") as file:
         del file.attrs["facts"]
     arguments = ["--evaluate", str(foreign), "--data", str(data_folder), "--split", "train"]
     assert train.main(arguments) == 2
-    assert "--labels and --scaling of train.py" in capsys.readouterr().err
+    assert "--labels and --scaling" in capsys.readouterr().err
     arguments += ["--scaling", "unit", "--labels"]
     assert train.main([*arguments, ",".join(EMOTIONS)]) == 0
     assert "on train, n = 56" in capsys.readouterr().out
@@ -72,6 +73,13 @@ def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
     assert "the data set has angry too" in capsys.readouterr().err
     assert train.main(["--evaluate", str(trained), "--data", str(data_folder), "--split", "test"]) == 2
     assert "has train, validation only" in capsys.readouterr().err
+
+
+def test_copies_of_training_images_are_measured_apart(trained, tmp_path, capsys):
+    data = write_data(tmp_path / "data")
+    shutil.copy(data / "validation" / "sad" / "sad_1.png", data / "train" / "sad" / "copy.png")
+    assert train.main(["--evaluate", str(trained), "--data", str(data)]) == 0
+    assert "Without the 1 images that also stand in train, n = 20:" in capsys.readouterr().out
 
 
 def start(data_folder, model, *more):
@@ -155,8 +163,54 @@ def test_other_classes_make_a_model_with_those_labels(tmp_path):
     assert Classifier(tmp_path / "sleep.h5").labels == ("asleep", "awake")
 
 
+def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
+    data = write_data(tmp_path / "data", {"train": 4, "validation": 3}, name="{label}_{index}.png")
+    columns = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF"]
+    rows = [",".join(["Usage", "Image name", *columns])]
+    for label, column in zip(
+        EMOTIONS, ["anger", "disgust", "fear", "happiness", *columns[:1], "sadness", "surprise"], strict=True
+    ):
+        votes = ["8" if name == column else "2" if name == "unknown" else "0" for name in columns]
+        rows += [",".join(["Training", f"{label}_{index}.png", *votes]) for index in range(3)]
+    (data / "fer2013new.csv").write_text("\n".join(rows) + "\n")
+    images = train.flow(train.generators()[1], train.dataset.load(data), "validation", 21)
+    targets = next(images)[1]
+    assert targets.shape == (21, 15)
+    np.testing.assert_allclose(targets[0], [1, 0, 0, 0, 0, 0, 0, 0.8, 0, 0, 0, 0, 0, 0, 0.2], atol=1e-6)
+
+    model = tmp_path / "model.h5"
+    assert train.main(["--data", str(data), "--model", str(model), "--epochs", "1", "--batch-size", "4"]) == 0
+    output = capsys.readouterr().out
+    assert "Total params: 1,169,071" in output and "FER+ majority (n = 21)" in output
+    assert Classifier(model).network.count_params() == 1_167_015  # what predicts the votes stays behind
+
+
+def test_the_loss_counts_votes_and_an_image_without_votes_by_its_label_alone():
+    loss, accuracy = train.loss_and_accuracy(2)
+    logits = np.log([[0.7, 0.3, 0.5, 0.3, 0.2]]).astype(np.float32)
+    smooth = -(0.95 * np.log(0.7) + 0.05 * np.log(0.3))
+    with_votes, without = np.float32([[1, 0, 0.6, 0.4, 0]]), np.float32([[1, 0, 0, 0, 0]])
+    assert np.asarray(loss(without, logits))[0] == pytest.approx(smooth, rel=1e-4)
+    votes = -(0.6 * np.log(0.5) + 0.4 * np.log(0.3))
+    assert np.asarray(loss(with_votes, logits))[0] == pytest.approx(smooth + votes, rel=1e-4)
+    assert np.asarray(accuracy(with_votes, logits))[0] == 1
+    assert np.asarray(accuracy(np.float32([[0, 1, 1, 0, 0]]), logits))[0] == 0
+
+
+def test_the_shipped_network_weighs_label_and_votes(tmp_path):
+    trained = train.compact_network(15, None)
+    trained.save(tmp_path / "best.h5")
+    network = train.shipped(tmp_path / "best.h5", "compact", 7)
+    faces = np.random.default_rng(0).random((3, 48, 48, 1), np.float32)
+    logits, share = np.asarray(trained(faces)), train.LABEL_SHARE
+    powers = np.exp(share * logits[:, :7] + (1 - share) * logits[:, 7:14])
+    np.testing.assert_allclose(network(faces), powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+    train.compact_network(7, None).save(tmp_path / "best.h5")
+    assert train.shipped(tmp_path / "best.h5", "compact", 7).output_shape == (None, 7)
+
+
 def test_the_classic_network_is_the_one_of_the_tutorials():
-    classic = train.classic_network(7)
+    classic = train.classic_network(7, "softmax")
     convolutions = [layer for layer in classic.layers if "conv" in layer.name]
     assert [(layer.filters, layer.kernel_size) for layer in convolutions] == [
         (64, (3, 3)),
@@ -165,7 +219,7 @@ def test_the_classic_network_is_the_one_of_the_tutorials():
         (512, (3, 3)),
     ]
     assert 4.4e6 < classic.count_params() < 4.6e6
-    assert train.compact_network(7).count_params() < classic.count_params() / 2
+    assert train.compact_network(7, "softmax").count_params() < classic.count_params() / 2
 
 
 @pytest.mark.parametrize(
