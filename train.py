@@ -83,7 +83,7 @@ NETWORKS = {"compact": compact_network, "classic": classic_network}
 
 
 def convolution(filters, size=3, pooled=False):
-    """Convolution, batch normalisation, ReLU. pooled: take maxima of 2 x 2 first, so that the rest has a quarter to do."""
+    """Convolution, batch normalisation, ReLU. pooled: maxima of 2 x 2 come before, so that the rest has less to do."""
     convolved = layers.Conv2D(filters, size, padding="same", use_bias=False, kernel_initializer="he_normal")
     return convolved, *([layers.MaxPooling2D()] if pooled else []), *normalised()
 
@@ -279,9 +279,9 @@ def generators():
 
 
 def flow(generator, data, split, batch_size):
-    """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and what to learn of them, float32 (n, classes): the label.
+    """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and what to learn of them, float32 (n, classes): labels.
 
-    Where the data set has FER+ votes, (n, 2 * classes + 1): after the label, one-hot, follows the share of the votes for
+    Where the data set has FER+ votes, (n, 2 * classes + 1): after the label, one-hot, come the shares of the votes for
     each class and for other answers; zeros where nobody voted."""
     images, labels, votes = data.splits[split]
     targets = [keras.utils.to_categorical(labels, len(data.labels))]

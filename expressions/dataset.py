@@ -290,7 +290,10 @@ def check(dataset, seed=0, training=True):
                 f"kept {copies} images of {name} that copy another one there; {torn} pictures have several labels"
             )
     tagged = {name: int(split.votes.any(axis=1).sum()) for name, split in splits.items() if split.votes is not None}
-    if tagged:
+    if tagged and not all(tagged.values()):
+        splits = {name: split._replace(votes=None) for name, split in splits.items()}
+        notes.append("FER+ votes left out: they name no image of this data set")
+    elif tagged:
         notes.append(f"FER+ votes for {', '.join(f'{count} images of {name}' for name, count in tagged.items())}")
 
     for name in set(splits) - {"train"}:
