@@ -38,6 +38,7 @@ EPOCHS, SYNTHETIC_EPOCHS = 60, 8
 SYNTHETIC_FACES = {"train": 200, "validation": 50}  # per class
 LEARNING_RATE, WEIGHT_DECAY = 0.05, 5e-3
 LABEL_SMOOTHING = 0.1  # faces are labelled noisily: people agree with FER2013 about two times in three
+TEACHER_SHARE = 0.5  # of what teachers say in the label that a network learns from
 LABEL_SHARE = 0.8  # of the data set's label in what the model says; the rest goes to what FER+ taggers would vote
 
 HOW_TO_GET_DATA = """\
@@ -125,6 +126,14 @@ def parse(arguments):
     add("--seed", type=int, default=0, help="of weights, order, augmentation and drawn faces (default: 0)")
     add("--model", type=Path, help="the .h5 to write (default: models/emotion_model.h5, or synthetic_model.h5)")
     add("--show", metavar="EXPRESSION", help="show pictures of this class in a window before training")
+    add(
+        "--teacher",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="learn what these models say of the images, too",
+    )
     add("--resume", action="store_true", help="go on with the run whose state lies beside the model")
     group = parser.add_argument_group("measuring a model instead of training one")
     add = group.add_argument
@@ -211,7 +220,7 @@ def train(data, options):
         video.show_picture(folder / "samples.png")
 
     augmented, plain = generators()
-    train_images = flow(augmented, data, "train", options.batch_size)
+    train_images = flow(augmented, data, "train", options.batch_size, options.teacher)
     validation_images = flow(plain, data, "validation", 256)
 
     keras.config.set_dtype_policy(fastest_policy())
@@ -231,7 +240,7 @@ def train(data, options):
 
     best, history = folder / "best.h5", folder / "history.csv"
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
-    settings |= {"epochs": options.epochs, "data": data.fingerprint()}
+    settings |= {"epochs": options.epochs, "data": data.fingerprint(), "teacher": [*map(str, options.teacher)]}
     remembering = [
         BestModel(best, monitor="val_accuracy", mode="max"),
         callbacks.EarlyStopping(monitor="val_loss", patience=20, verbose=1),
@@ -278,18 +287,31 @@ def generators():
     return augmented, ImageDataGenerator(rescale=SCALE)
 
 
-def flow(generator, data, split, batch_size):
+def flow(generator, data, split, batch_size, teachers=()):
     """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and what to learn of them, float32 (n, classes): labels.
 
     Where the data set has FER+ votes, (n, 2 * classes + 1): after the label, one-hot, come the shares of the votes for
-    each class and for other answers; zeros where nobody voted."""
+    each class and for other answers; zeros where nobody voted. The models that `teachers` names have a say in the label
+    (Hinton et al. 2015, arXiv:1503.02531)."""
     images, labels, votes = data.splits[split]
     targets = [keras.utils.to_categorical(labels, len(data.labels))]
+    if teachers:
+        taught = np.mean([ask(teacher, images, data.labels) for teacher in teachers], axis=0)
+        targets = [(1 - TEACHER_SHARE) * targets[0] + TEACHER_SHARE * taught]
     if votes is not None:
         others = votes.any(axis=1) - votes.sum(axis=1)
         targets += [votes, others[:, None]]
     targets = np.hstack(targets)
     return generator.flow(images[..., None], targets, batch_size=batch_size, shuffle=split == "train")
+
+
+def ask(teacher, images, labels):
+    """What the model in the file `teacher` says of images, float32 (n, classes)."""
+    classifier = Classifier(teacher)
+    if classifier.labels != labels:
+        raise UserError(f"--teacher {teacher}: knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
+    print(f"{teacher} looks at {len(images)} images ...", flush=True)
+    return classifier.probabilities(images, mirrored=True)
 
 
 def loss_and_accuracy(classes):
@@ -352,7 +374,7 @@ def finish(best, data, options, started):
         "name": options.model.stem, "network": options.network, "parameters": network.count_params(),
         "labels": list(data.labels), "scaling": "unit", "temperature": 1,
         "data": data.source, "fingerprint": data.fingerprint(),
-        "seed": options.seed, "batch_size": options.batch_size,
+        "seed": options.seed, "batch_size": options.batch_size, "teachers": [path.name for path in options.teacher],
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
         "versions": f"Keras {keras.__version__} on {backend}, Python {platform.python_version()}",
         "started": started,

@@ -288,7 +288,7 @@ Most frequent confusions: {confusions}.
 ## How it was made
 
 {epochs} epochs in {minutes:.0f} minutes, the best of them epoch {best_epoch}, on {machine}; batch size {batch_size}.
-{versions}.
+Its teachers: {teachers}. {versions}.
 
 Data: {data}, fingerprint `{fingerprint}`.
 
@@ -313,7 +313,7 @@ def card(facts, data, evaluations, megabytes, history):
     pairs = sorted(((count, *place) for place, count in np.ndenumerate(confusion) if count), reverse=True)[:4]
     results = pd.DataFrame({name: each.figures() for name, each in evaluations.items()})
     return CARD.format(
-        **facts | {"labels": ", ".join(facts["labels"])},
+        **facts | {"labels": ", ".join(facts["labels"]), "teachers": ", ".join(facts["teachers"]) or "none"},
         megabytes=megabytes,
         n=len(first.truth),
         results=markdown(results),

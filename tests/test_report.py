@@ -87,7 +87,7 @@ def test_a_report_on_disk(tmp_path):
     facts = {
         "name": "my_model", "network": "compact", "parameters": 1757863, "labels": list(data.labels),
         "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
-        "batch_size": 64, "machine": "a machine", "versions": "some versions", "made": "today",
+        "batch_size": 64, "teachers": ["first.h5", "second.h5"], "machine": "a machine", "versions": "some versions", "made": "today",
     }  # fmt: skip
     report.write_report(tmp_path, facts, data, evaluations, megabytes=7.1)
     report.draw_samples(data, "sad", tmp_path / "samples.png")
@@ -99,4 +99,5 @@ def test_a_report_on_disk(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert f"{evaluations['single view'].top1:.1%}" in card and "3 epochs in 3 minutes" in card
     assert "epoch 2" in card and "one note" in card and "1,757,863" in card and "0123456789abcdef" in card
+    assert "first.h5, second.h5" in card
     assert not list(tmp_path.glob("*partial*"))

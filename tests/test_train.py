@@ -15,7 +15,7 @@ from conftest import command, heed_ctrl_c, run, write_data
 
 import train
 from expressions import EMOTIONS
-from expressions.classifier import Classifier
+from expressions.classifier import Classifier, write_facts
 
 
 def test_a_run_leaves_a_model_and_its_report(trained):
@@ -183,6 +183,31 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "Total params: 1,169,071" in output and "FER+ majority (n = 21)" in output
     assert Classifier(model).network.count_params() == 1_167_015  # what predicts the votes stays behind
+
+
+def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
+    data = train.dataset.load(data_folder)
+    plain = train.generators()[1]
+    targets = next(train.flow(plain, data, "validation", 21, [trained, trained]))[1]
+    taught = Classifier(trained).probabilities(data.splits["validation"].images, mirrored=True)
+    expected = (1 - train.TEACHER_SHARE) * np.eye(7)[data.splits["validation"].labels] + train.TEACHER_SHARE * taught
+    np.testing.assert_allclose(targets, expected, atol=1e-5)
+
+    arguments = [
+        "--data",
+        str(data_folder),
+        "--model",
+        str(tmp_path / "pupil.h5"),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+    ]
+    assert train.main([*arguments, "--teacher", str(trained)]) == 0
+    assert "Its teachers: small.h5." in (tmp_path / "pupil" / "README.md").read_text()
+    write_facts(shutil.copy(trained, tmp_path / "other.h5"), {"labels": list("abcdefg"), "scaling": "unit"})
+    assert train.main([*arguments, "--teacher", str(tmp_path / "other.h5")]) == 2
+    assert "knows a, b, c, d, e, f, g, not angry" in capsys.readouterr().err
 
 
 def test_the_loss_counts_votes_and_an_image_without_votes_by_its_label_alone():
