@@ -1,0 +1,45 @@
+"""Time the judgement of one face, batch 1, on one processor core, as the webcam program calls it.
+
+python benchmarks/one_face.py [--model models/emotion_model.h5]
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = 500
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "emotion_model.h5")
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # Linux; before the libraries start their threads
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    else:
+        print("This system can't be asked for one core: the times are those of all of them.")
+
+    sys.path.insert(0, str(ROOT))
+    import numpy as np
+
+    from expressions import synthetic
+    from expressions.classifier import Classifier
+
+    classifier = Classifier(options.model)
+    face = synthetic.draw_face("happy", np.random.default_rng(0), 48)
+    for name, mirrored in (("single view", False), ("with mirrored view", True)):
+        seconds = []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            classifier.probabilities([face], mirrored)
+            seconds.append(time.perf_counter() - began)
+        fastest, median = sorted(seconds)[ROUNDS // 10], statistics.median(seconds)
+        print(f"{name}: {median * 1e3:.2f} ms a face (median of {ROUNDS}; a tenth took at most {fastest * 1e3:.2f} ms)")
+
+
+if __name__ == "__main__":
+    main()
