@@ -60,7 +60,7 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
     monkeypatch.setattr(overlay, "draw", lambda frame, faces, status: drawn.extend(faces) or frame)
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
-        realtime_detect.Classifier, "probabilities", lambda self, faces: np.tile(certain, (len(faces), 1))
+        realtime_detect.Classifier, "probabilities", lambda self, faces, mirrored: np.tile(certain, (len(faces), 1))
     )
     arguments = ["--source", str(picture), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
     assert realtime_detect.main(arguments) == 0
@@ -71,14 +71,14 @@ def failing(case, tmp_path, trained, picture):
     """Arguments that can't work, and the words that say so."""
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
-        write_facts(broken, {"labels": ["one", "two"], "image_size": 48, "scale": 1})
+        write_facts(broken, {"labels": ["one", "two"], "scaling": "unit"})
     (tmp_path / "empty.xml").touch()
     save = ["--save", str(tmp_path / "out.png")]
     return {
         "camera": (["--source", "96", "--save", str(tmp_path / "out.avi")], "camera 96"),
         "source": (["--source", str(tmp_path / "none.mp4"), *save], "no such video"),
         "model": (["--source", str(picture), "--model", str(tmp_path / "none.h5"), *save], "no such model"),
-        "unfit": (["--source", str(picture), "--model", str(broken), *save], "takes and gives"),
+        "unfit": (["--source", str(picture), "--model", str(broken), *save], "gives output of the shape"),
         "cascade": (["--source", str(picture), "--cascade", str(tmp_path / "none.xml"), *save], "no such cascade"),
         "empty cascade": (["--source", str(picture), "--cascade", str(tmp_path / "empty.xml"), *save], "not a Haar"),
         "ending": (["--source", str(picture), "--save", str(tmp_path / "out.txt")], "an image is written as"),
