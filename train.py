@@ -12,7 +12,6 @@ A run leaves models/NAME.h5, and beside it the folder models/NAME with curves, c
 """
 
 import argparse
-import functools
 import logging
 import math
 import os
@@ -32,6 +31,7 @@ from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, report,
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch
 from expressions.classifier import SCALINGS, Classifier, read_facts, write_facts
+from expressions.targets import label_outputs, loss_and_accuracy, targets
 
 HERE = Path(__file__).resolve().parent
 EPOCHS, SYNTHETIC_EPOCHS = 60, 8
@@ -126,14 +126,7 @@ def parse(arguments):
     add("--seed", type=int, default=0, help="of weights, order, augmentation and drawn faces (default: 0)")
     add("--model", type=Path, help="the .h5 to write (default: models/emotion_model.h5, or synthetic_model.h5)")
     add("--show", metavar="EXPRESSION", help="show pictures of this class in a window before training")
-    add(
-        "--teacher",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="MODEL",
-        help="learn what these models say of the images, too",
-    )
+    add("--teacher", type=Path, nargs="+", default=[], metavar="MODEL", help="models to learn from beside the labels")
     add("--resume", action="store_true", help="go on with the run whose state lies beside the model")
     group = parser.add_argument_group("measuring a model instead of training one")
     add = group.add_argument
@@ -226,15 +219,10 @@ def train(data, options):
     keras.config.set_dtype_policy(fastest_policy())
     network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
     keras.config.set_dtype_policy("float32")
-    # the learning rate climbs for a tenth of the epochs, then falls in a straight line to nothing after the last one
-    climb = max(1, options.epochs // 10)
-    heights = [
-        min((epoch + 1) / climb, (options.epochs - epoch) / (options.epochs - climb + 1))
-        for epoch in range(options.epochs)
-    ]
-    optimizer = keras.optimizers.SGD(LEARNING_RATE * heights[0], momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
+    rates = learning_rates(options.epochs)
+    optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    loss, accuracy = loss_and_accuracy(len(data.labels))
+    loss, accuracy = loss_and_accuracy(len(data.labels), LABEL_SMOOTHING)
     network.compile(optimizer, loss, metrics=[accuracy])
     network.summary()
 
@@ -250,7 +238,7 @@ def train(data, options):
     epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
     # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
     schedule = callbacks.LearningRateScheduler(
-        lambda epoch, rate: rate * heights[epoch] / heights[epoch - 1] if epoch else rate
+        lambda epoch, rate: rate * rates[epoch] / rates[epoch - 1] if epoch else rate
     )
     logger = callbacks.CSVLogger(history, append=True)
     steps = [callbacks.TerminateOnNaN(), Stopwatch(), schedule, logger, *remembering, backup]
@@ -288,21 +276,21 @@ def generators():
 
 
 def flow(generator, data, split, batch_size, teachers=()):
-    """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and what to learn of them, float32 (n, classes): labels.
+    """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and their targets; see expressions/targets.py.
 
-    Where the data set has FER+ votes, (n, 2 * classes + 1): after the label, one-hot, come the shares of the votes for
-    each class and for other answers; zeros where nobody voted. The models that `teachers` names have a say in the label
-    (Hinton et al. 2015, arXiv:1503.02531)."""
-    images, labels, votes = data.splits[split]
-    targets = [keras.utils.to_categorical(labels, len(data.labels))]
+    What the models that `teachers` names say is mixed into the labels (Hinton et al. 2015, arXiv:1503.02531)."""
+    images, classes = data.splits[split].images, len(data.labels)
+    learned = targets(data.splits[split], classes)
     if teachers:
         taught = np.mean([ask(teacher, images, data.labels) for teacher in teachers], axis=0)
-        targets = [(1 - TEACHER_SHARE) * targets[0] + TEACHER_SHARE * taught]
-    if votes is not None:
-        others = votes.any(axis=1) - votes.sum(axis=1)
-        targets += [votes, others[:, None]]
-    targets = np.hstack(targets)
-    return generator.flow(images[..., None], targets, batch_size=batch_size, shuffle=split == "train")
+        learned[:, :classes] += TEACHER_SHARE * (taught - learned[:, :classes])
+    return generator.flow(images[..., None], learned, batch_size=batch_size, shuffle=split == "train")
+
+
+def learning_rates(epochs):
+    """One for each epoch: up to LEARNING_RATE in the first tenth, then in a straight line towards nothing."""
+    climb = max(1, epochs // 10)
+    return [LEARNING_RATE * min((i + 1) / climb, (epochs - i) / (epochs - climb + 1)) for i in range(epochs)]
 
 
 def ask(teacher, images, labels):
@@ -314,27 +302,8 @@ def ask(teacher, images, labels):
     return classifier.probabilities(images, mirrored=True)
 
 
-def loss_and_accuracy(classes):
-    """The loss of both parts of the targets that `flow` gives, and the accuracy of the labels, as functions of targets
-    and logits (n, outputs).
-
-    Predicting the votes as well as the label makes the network see more than a single label tells."""
-
-    def loss(targets, logits):
-        entropy = functools.partial(keras.losses.categorical_crossentropy, from_logits=True)
-        total = entropy(targets[:, :classes], logits[:, :classes], label_smoothing=LABEL_SMOOTHING)
-        if logits.shape[1] > classes:
-            total += entropy(targets[:, classes:], logits[:, classes:])
-        return total
-
-    def accuracy(targets, logits):
-        return keras.metrics.categorical_accuracy(targets[:, :classes], logits[:, :classes])
-
-    return loss, accuracy
-
-
 def fastest_policy():
-    """ "mixed_bfloat16" where this machine multiplies large matrices faster in 16 bits than in 32, else "float32"."""
+    """mixed_bfloat16 where this machine multiplies large matrices faster in 16 bits than in 32, else float32."""
     seconds = {}
     for policy, dtype in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
         matrix = keras.ops.ones((1024, 1024), dtype)
@@ -345,29 +314,14 @@ def fastest_policy():
     return min(seconds, key=seconds.get)
 
 
-def shipped(best, name, classes):
-    """The network to ship, of float32 and with probabilities for outputs, from the file of the best epoch.
-
-    The votes speak through the label's outputs: both are linear in the same features, so that the weighted mean of
-    their logits is one dense layer again."""
-    *weights, kernel, bias = keras.models.load_model(best, compile=False).get_weights()
-
-    def mixed(values):
-        if values.shape[-1] == classes:
-            return values
-        return LABEL_SHARE * values[..., :classes] + (1 - LABEL_SHARE) * values[..., classes : 2 * classes]
-
-    network = NETWORKS[name](classes, "softmax")
-    network.set_weights([*weights, mixed(kernel), mixed(bias)])
-    return network
-
-
 def finish(best, data, options, started):
     """Measure the saved network as the webcam will use it, write the report, and put the model in its place.
 
     The model that was there is kept under another name, unless the same run (started at the same time) left it."""
     folder, partial = best.parent, options.model.with_suffix(".partial.h5")
-    network = shipped(best, options.network, len(data.labels))
+    network = NETWORKS[options.network](len(data.labels), "softmax")
+    weights = keras.models.load_model(best, compile=False).get_weights()
+    network.set_weights(label_outputs(weights, len(data.labels), LABEL_SHARE))
     network.save(partial)
     backend = keras.config.backend()
     facts = {

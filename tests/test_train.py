@@ -210,30 +210,6 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
     assert "knows a, b, c, d, e, f, g, not angry" in capsys.readouterr().err
 
 
-def test_the_loss_counts_votes_and_an_image_without_votes_by_its_label_alone():
-    loss, accuracy = train.loss_and_accuracy(2)
-    logits = np.log([[0.7, 0.3, 0.5, 0.3, 0.2]]).astype(np.float32)
-    smooth = -(0.95 * np.log(0.7) + 0.05 * np.log(0.3))
-    with_votes, without = np.float32([[1, 0, 0.6, 0.4, 0]]), np.float32([[1, 0, 0, 0, 0]])
-    assert np.asarray(loss(without, logits))[0] == pytest.approx(smooth, rel=1e-4)
-    votes = -(0.6 * np.log(0.5) + 0.4 * np.log(0.3))
-    assert np.asarray(loss(with_votes, logits))[0] == pytest.approx(smooth + votes, rel=1e-4)
-    assert np.asarray(accuracy(with_votes, logits))[0] == 1
-    assert np.asarray(accuracy(np.float32([[0, 1, 1, 0, 0]]), logits))[0] == 0
-
-
-def test_the_shipped_network_weighs_label_and_votes(tmp_path):
-    trained = train.compact_network(15, None)
-    trained.save(tmp_path / "best.h5")
-    network = train.shipped(tmp_path / "best.h5", "compact", 7)
-    faces = np.random.default_rng(0).random((3, 48, 48, 1), np.float32)
-    logits, share = np.asarray(trained(faces)), train.LABEL_SHARE
-    powers = np.exp(share * logits[:, :7] + (1 - share) * logits[:, 7:14])
-    np.testing.assert_allclose(network(faces), powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
-    train.compact_network(7, None).save(tmp_path / "best.h5")
-    assert train.shipped(tmp_path / "best.h5", "compact", 7).output_shape == (None, 7)
-
-
 def test_the_classic_network_is_the_one_of_the_tutorials():
     classic = train.classic_network(7, "softmax")
     convolutions = [layer for layer in classic.layers if "conv" in layer.name]

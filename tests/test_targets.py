@@ -1,0 +1,36 @@
+"""What a network learns of an image, and what becomes of it in the model that ships."""
+
+import numpy as np
+import pytest
+
+from expressions import dataset, targets
+
+
+def test_the_loss_counts_votes_and_an_image_without_votes_by_its_label_alone():
+    loss, accuracy = targets.loss_and_accuracy(2, 0.1)
+    logits = np.log([[0.7, 0.3, 0.5, 0.3, 0.2]]).astype(np.float32)
+    smooth = -(0.95 * np.log(0.7) + 0.05 * np.log(0.3))
+    with_votes, without = np.float32([[1, 0, 0.6, 0.4, 0]]), np.float32([[1, 0, 0, 0, 0]])
+    assert np.asarray(loss(without, logits))[0] == pytest.approx(smooth, rel=1e-4)
+    votes = -(0.6 * np.log(0.5) + 0.4 * np.log(0.3))
+    assert np.asarray(loss(with_votes, logits))[0] == pytest.approx(smooth + votes, rel=1e-4)
+    assert np.asarray(accuracy(with_votes, logits))[0] == 1
+    assert np.asarray(accuracy(np.float32([[0, 1, 1, 0, 0]]), logits))[0] == 0
+
+
+def test_labels_come_first_then_votes():
+    votes = np.float32([[0.6, 0.3], [0, 0]])
+    split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([1, 0]), votes)
+    np.testing.assert_allclose(targets.targets(split, 2), [[0, 1, 0.6, 0.3, 0.1], [1, 0, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_array_equal(targets.targets(split._replace(votes=None), 2), [[0, 1], [1, 0]])
+
+
+def test_the_outputs_of_labels_are_a_weighted_mean_with_those_of_votes():
+    random = np.random.default_rng(0)
+    kernel, bias, features = (random.normal(size=size) for size in ((4, 5), 5, (3, 4)))
+    logits = features @ kernel + bias
+    first, mixed_kernel, mixed_bias = targets.label_outputs([features, kernel, bias], 2, 0.8)
+    assert first is features
+    np.testing.assert_allclose(features @ mixed_kernel + mixed_bias, 0.8 * logits[:, :2] + 0.2 * logits[:, 2:4])
+    alone = [kernel[:, :2], bias[:2]]
+    assert targets.label_outputs(alone, 2, 0.8) is alone
