@@ -1,7 +1,7 @@
 """What a network learns of an image: its label, and where there are FER+ votes, how they fall.
 
-A row of targets or logits has the classes first. With votes, it has 2 * classes + 1 columns: then the votes for each class
-and those for other answers. Predicting the votes as well makes the network see more than a single label tells.
+A row of targets or logits has the classes first. With votes, it has 2 * classes + 1 columns: then come the votes for
+each class, and those for other answers. Predicting the votes as well makes the network see more than a single label.
 """
 
 import keras
