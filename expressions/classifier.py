@@ -36,6 +36,21 @@ SCALINGS = {
 BATCH = 256  # faces in one call; bounds the memory
 
 
+def as_keras_2_saved(layer):
+    """A layer class that passes over what Keras 2 wrote into a file for it though it meant nothing."""
+    unused = {"groups", "kernel_constraint", "kernel_initializer", "kernel_regularizer"}
+
+    def from_config(cls, config):
+        return cls(**{name: value for name, value in config.items() if name not in unused})
+
+    return type(layer.__name__, (layer,), {"from_config": classmethod(from_config)})
+
+
+OLD_LAYERS = {
+    layer.__name__: as_keras_2_saved(layer) for layer in (keras.layers.SeparableConv2D, keras.layers.DepthwiseConv2D)
+}
+
+
 class Classifier:
     """A trained network, ready to tell the expression of faces.
 
@@ -49,11 +64,11 @@ class Classifier:
         self.facts = read_facts(path, **given)
         self.labels = tuple(self.facts["labels"])
         try:
-            self.network = keras.models.load_model(path, compile=False)
+            self.network = keras.models.load_model(path, compile=False, custom_objects=OLD_LAYERS)
             takes, gives = tuple(self.network.input_shape), tuple(self.network.output_shape)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             first_line = str(error).strip().split("\n")[0]
-            raise UserError(f"{path}: Keras can't load this model ({first_line}); train it again") from None
+            raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
         if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
             raise UserError(f"{path}: takes input of the shape {takes}, not square pictures with 1 or 3 channels")
         self.size, self.channels = takes[1] or IMAGE_SIZE, takes[3]

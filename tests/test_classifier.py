@@ -136,6 +136,18 @@ def test_a_model_from_another_program(tmp_path, scaling, lowest, highest, size, 
     assert (probabilities[channels:] > probabilities[:channels]).all()
 
 
+@pytest.mark.parametrize("layer", [keras.layers.SeparableConv2D(4, 3), keras.layers.DepthwiseConv2D(3)])
+def test_a_model_that_keras_2_saved(tmp_path, layer):
+    path = save(network(layer), tmp_path / "old.h5")
+    face = synthetic.draw_face("sad", np.random.default_rng(0))
+    expected = Classifier(path).probabilities([face])
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"][1]["config"] |= {"groups": 1, "kernel_initializer": None, "kernel_regularizer": None}
+        file.attrs["model_config"] = json.dumps(config)
+    np.testing.assert_array_equal(Classifier(path).probabilities([face]), expected)
+
+
 @pytest.mark.parametrize("shape", [(48, 32, 1), (48, 48, 2), (48,)])
 def test_input_that_is_no_square_picture(tmp_path, shape):
     network = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(7)])
