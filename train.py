@@ -12,6 +12,7 @@ A run leaves models/NAME.h5, and beside it the folder models/NAME with curves, c
 """
 
 import argparse
+import hashlib
 import logging
 import math
 import os
@@ -111,7 +112,8 @@ def main(arguments=None):
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
-        print("\nStopped. If an epoch had ended, --resume goes on from there.", file=sys.stderr)
+        hint = "" if options.evaluate else " If an epoch had ended, --resume goes on from there."
+        print(f"\nStopped.{hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -131,10 +133,14 @@ def parse(arguments):
     group = parser.add_argument_group("measuring a model instead of training one")
     add = group.add_argument
     add("--evaluate", type=Path, metavar="MODEL", help="the .h5 to measure")
-    add("--split", choices=dataset.SPLITS, default="validation", help="on these images (default: validation)")
+    add("--split", choices=dataset.SPLITS, help="on these images (default: validation)")
     add("--labels", help="labels of its outputs in their order, with commas between; for a file that doesn't tell them")
     add("--scaling", choices=SCALINGS, help="what it takes for a pixel: 0 to 1, -1 to 1, 0 to 255, or standardised")
     options = parser.parse_args(arguments)
+    if options.evaluate and (options.model or options.show or options.teacher or options.resume):
+        parser.error("--evaluate goes with --data, --split, --labels, --scaling and --seed alone")
+    if not options.evaluate and (options.split or options.labels or options.scaling):
+        parser.error("--split, --labels and --scaling go with --evaluate")
     for name, lowest, highest in (("epochs", 1, 10**6), ("batch_size", 2, 10**6), ("seed", 0, 2**32 - 1)):
         value = getattr(options, name)
         if value is not None and not lowest <= value <= highest:
@@ -144,20 +150,23 @@ def parse(arguments):
 
 def evaluate(options):
     """Print the figures of a trained model on one split of the data set, with and without copies of training images."""
-    given = {"labels": options.labels and options.labels.split(","), "scaling": options.scaling}
-    classifier = Classifier(options.evaluate, **{name: value for name, value in given.items() if value})
-    data = dataset.load(options.data or HERE / "data", options.seed, training=False)
+    given = {"scaling": options.scaling} if options.scaling else {}
+    if options.labels:
+        given["labels"] = [label.strip() for label in options.labels.split(",")]
+    classifier, name = Classifier(options.evaluate, **given), options.split or "validation"
+    # the seed of the model's training picks the same images where some had to be held out
+    data = dataset.load(options.data or HERE / "data", classifier.facts.get("seed", options.seed), training=False)
     describe_data(data)
-    if options.split not in data.splits:
-        raise UserError(f"--split {options.split}: {data.source} has {', '.join(data.splits)} only")
-    split = data.splits[options.split]
+    if name not in data.splits or not len(data.splits[name].images):
+        raise UserError(f"--split {name}: {data.source} has {', '.join(data.splits)} only")
+    split = data.splits[name]
     evaluations = report.evaluate(classifier, split, data.labels)
-    print(f"\n{options.evaluate} on {options.split}, n = {len(split.images)}:\n{report.describe(evaluations)}")
-    if options.split == "train" or "train" not in data.splits:
+    print(f"\n{options.evaluate} on {name}, n = {len(split.images)}:\n{report.describe(evaluations)}")
+    if name == "train" or "train" not in data.splits:
         return
     copies = dataset.stands_in(split, data.splits["train"])
-    if not copies.any():
-        print("\nNone of these images stands in train.")
+    if copies.all() or not copies.any():
+        print(f"\n{'All' if copies.any() else 'None'} of these images also stand in train.")
         return
     own = {name: evaluation.take(~copies) for name, evaluation in evaluations.items()}
     print(
@@ -216,7 +225,8 @@ def train(data, options):
     train_images = flow(augmented, data, "train", options.batch_size, options.teacher)
     validation_images = flow(plain, data, "validation", 256)
 
-    keras.config.set_dtype_policy(fastest_policy())
+    policy = fastest_policy()
+    keras.config.set_dtype_policy(policy)
     network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
     keras.config.set_dtype_policy("float32")
     rates = learning_rates(options.epochs)
@@ -228,7 +238,8 @@ def train(data, options):
 
     best, history = folder / "best.h5", folder / "history.csv"
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
-    settings |= {"epochs": options.epochs, "data": data.fingerprint(), "teacher": [*map(str, options.teacher)]}
+    teachers = [hashlib.sha256(path.read_bytes()).hexdigest() for path in options.teacher]
+    settings |= {"epochs": options.epochs, "data": data.fingerprint(), "teachers": teachers}
     remembering = [
         BestModel(best, monitor="val_accuracy", mode="max"),
         callbacks.EarlyStopping(monitor="val_loss", patience=20, verbose=1),
@@ -260,7 +271,7 @@ def train(data, options):
             print("\nStopped. The best epoch so far becomes the model; --resume goes on after the last whole epoch.")
     if not best.exists():
         raise UserError(f"{folder}: no epoch has ended well, so there is no model; {options.model} is as it was")
-    finish(best, data, options, backup.started)
+    finish(best, data, options, {"started": backup.started, "precision": policy})
     if complete:
         for unneeded in (best, backup.path):
             unneeded.unlink(missing_ok=True)
@@ -303,7 +314,7 @@ def ask(teacher, images, labels):
 
 
 def fastest_policy():
-    """mixed_bfloat16 where this machine multiplies large matrices faster in 16 bits than in 32, else float32."""
+    """mixed_bfloat16 where this machine multiplies matrices clearly faster in 16 bits than in 32, else float32."""
     seconds = {}
     for policy, dtype in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
         matrix = keras.ops.ones((1024, 1024), dtype)
@@ -311,13 +322,14 @@ def fastest_policy():
             began = time.perf_counter()
             keras.ops.convert_to_numpy(keras.ops.matmul(matrix, matrix))
             seconds[policy] = min(seconds.get(policy, math.inf), time.perf_counter() - began)
-    return min(seconds, key=seconds.get)
+    return "mixed_bfloat16" if 1.3 * seconds["mixed_bfloat16"] < seconds["float32"] else "float32"
 
 
-def finish(best, data, options, started):
+def finish(best, data, options, run):
     """Measure the saved network as the webcam will use it, write the report, and put the model in its place.
 
-    The model that was there is kept under another name, unless the same run (started at the same time) left it."""
+    run: facts about this run, such as when it started. The model that was there is kept under another name, unless the
+    same run left it."""
     folder, partial = best.parent, options.model.with_suffix(".partial.h5")
     network = NETWORKS[options.network](len(data.labels), "softmax")
     weights = keras.models.load_model(best, compile=False).get_weights()
@@ -331,19 +343,19 @@ def finish(best, data, options, started):
         "seed": options.seed, "batch_size": options.batch_size, "teachers": [path.name for path in options.teacher],
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
         "versions": f"Keras {keras.__version__} on {backend}, Python {platform.python_version()}",
-        "started": started,
+        **run,
     }  # fmt: skip
     write_facts(partial, facts)
 
-    validation = data.splits["validation"]
-    single = Classifier(partial).probabilities(validation.images)
-    facts["temperature"] = report.fit_temperature(single, validation.labels)
+    validation, classifier = data.splits["validation"], Classifier(partial)
+    views = [classifier.probabilities(images) for images in (validation.images, validation.images[:, :, ::-1])]
+    facts["temperature"] = report.fit_temperature(views, validation.labels)
     write_facts(partial, facts)
     evaluations = report.evaluate(Classifier(partial), validation, data.labels)
     facts["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
     write_facts(partial, facts)
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
-    if options.model.exists() and not is_of_run(options.model, started):
+    if options.model.exists() and not is_of_run(options.model, run["started"]):
         before = options.model.with_suffix(".previous.h5")
         shutil.copy2(options.model, before)
         print(f"\nThe model that was there is now {before}.")

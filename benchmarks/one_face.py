@@ -26,10 +26,13 @@ def main():
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
-    from expressions import synthetic
+    from expressions import UserError, synthetic
     from expressions.classifier import Classifier
 
-    classifier = Classifier(options.model)
+    try:
+        classifier = Classifier(options.model)
+    except UserError as error:
+        sys.exit(f"one_face.py: {error}")
     face = synthetic.draw_face("happy", np.random.default_rng(0), 48)
     for name, mirrored in (("single view", False), ("with mirrored view", True)):
         seconds = []

@@ -34,7 +34,14 @@ def main():
     try:
         import scipy
 
-        for name in ("rotation_range", "width_shift_range", "height_shift_range", "zoom_range", "horizontal_flip"):
+        for name in (
+            "rotation_range",
+            "width_shift_range",
+            "height_shift_range",
+            "zoom_range",
+            "horizontal_flip",
+            "preprocessing_function",
+        ):
             setattr(plain, name, getattr(generator, name))
         flows[f"SciPy {scipy.__version__}"] = train.flow(plain, data, "train", BATCH)
     except ImportError:

@@ -21,8 +21,8 @@ LAYERS = {
 }  # fmt: skip
 PARTS = {  # what a layer is configured with
     "Constant", "DTypePolicy", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "L1", "L1L2", "L2",
-    "LecunNormal", "LecunUniform", "MaxNorm", "Ones", "OrthogonalInitializer", "RandomNormal", "RandomUniform",
-    "TruncatedNormal", "VarianceScaling", "Zeros",
+    "LecunNormal", "LecunUniform", "MaxNorm", "Ones", "Orthogonal", "Policy", "RandomNormal", "RandomUniform",
+    "TruncatedNormal", "VarianceScaling", "Zeros", "__keras_tensor__",
 }  # fmt: skip
 # from pixels (0 to 255) to what a network was trained on
 SCALINGS = {
@@ -33,7 +33,7 @@ SCALINGS = {
         (pixels - pixels.mean(axis=(1, 2), keepdims=True)) / np.maximum(pixels.std(axis=(1, 2), keepdims=True), 1e-6)
     ),
 }
-BATCH = 256  # faces in one call; bounds the memory
+BATCH_PIXELS = 2**20  # in one call; bounds the memory
 
 
 def as_keras_2_saved(layer):
@@ -66,7 +66,7 @@ class Classifier:
         try:
             self.network = keras.models.load_model(path, compile=False, custom_objects=OLD_LAYERS)
             takes, gives = tuple(self.network.input_shape), tuple(self.network.output_shape)
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        except Exception as error:  # whatever Keras and its backend make of a damaged file
             first_line = str(error).strip().split("\n")[0]
             raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
         if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
@@ -74,6 +74,9 @@ class Classifier:
         self.size, self.channels = takes[1] or IMAGE_SIZE, takes[3]
         if gives != (None, len(self.labels)):
             raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {self.labels}")
+        last = self.network.layers[-1]
+        activation = getattr(last, "activation", None)
+        self.ends_in_softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
 
     def probabilities(self, faces, mirrored=False):
         """How likely each expression is, for each face.
@@ -82,21 +85,23 @@ class Classifier:
         mirrored: average over each face and its mirror image; more accurate, for twice the time.
         Returns float32 (n, classes), rows that add up to 1, in the order of `labels`, made less or more sure by the
         file's temperature: softmax(logits / temperature), Guo et al. 2017, arXiv:1706.04599, equation 9.
+        Raises UserError when the network gives something that is no number.
         """
         results = [np.empty((0, len(self.labels)), np.float32)]
-        for start in range(0, len(faces), BATCH):
-            inputs = self.inputs(faces[start : start + BATCH])
+        batch = max(1, BATCH_PIXELS // self.size**2 // (2 if mirrored else 1))
+        for start in range(0, len(faces), batch):
+            inputs = self.inputs(faces[start : start + batch])
             views = [inputs, inputs[:, :, ::-1]] if mirrored else [inputs]
             outputs = np.asarray(self.network.predict_on_batch(np.concatenate(views)), np.float32)
+            if not np.isfinite(outputs).all():
+                raise UserError("the model gives no numbers but NaN or infinity; train it again")
             results.append(np.mean(np.split(self.calibrated(outputs), len(views)), axis=0))
         return np.concatenate(results)
 
     def calibrated(self, outputs):
         """The network's outputs, float32 (n, classes), as probabilities of the file's temperature."""
-        # the logarithm undoes the softmax that ends a network, up to a number that cancels; one that ends without a
-        # softmax gives rows that don't add up to 1
-        ends_in_softmax = np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3)
-        logits = np.log(outputs + np.float32(1e-12)) if ends_in_softmax else outputs
+        # the logarithm undoes a softmax, up to a number that cancels
+        logits = np.log(outputs + np.float32(1e-12)) if self.ends_in_softmax else outputs
         powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(self.facts.get("temperature", 1)))
         return powers / powers.sum(axis=1, keepdims=True)
 
@@ -133,19 +138,21 @@ def read_facts(path, **given):
     except PermissionError:
         raise UserError(f"{path}: can't be read; check its permissions") from None
     except (OSError, RuntimeError, KeyError):
-        raise UserError(f"{path}: not a whole HDF5 file; copy or train it again") from None
+        raise UserError(f"{path}: not a whole .h5 file; copy or train it again") from None
     if config is None:
         raise UserError(f"{path}: holds weights but no network; save the whole model, as train.py does")
     try:
         config, facts = json.loads(config), json.loads(facts) | given
         labels, scaling = facts.get("labels"), facts.get("scaling")
         usable = labels is None or (isinstance(labels, list) and all(isinstance(label, str) for label in labels))
-        usable = usable and (scaling is None or scaling in SCALINGS) and facts.get("temperature", 1) > 0
-    except (ValueError, TypeError):
+        usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= facts.get("temperature", 1) <= 100
+    except (ValueError, TypeError, RecursionError):
         usable = False
     if not usable:
         raise UserError(f"{path}: its description is damaged; train it again")
     check_config(config, path)
+    if labels and len(set(labels)) < len(labels):
+        raise UserError(f"{path}: two of its labels are the same: {', '.join(labels)}")
     if not labels or not scaling:
         raise UserError(
             f"{path}: doesn't tell its labels and scaling; use a model that train.py wrote, "
@@ -162,7 +169,7 @@ def check_links(group, path):
         item = group[name]
         if isinstance(item, h5py.Group):
             check_links(item, path)
-        elif item.external or item.is_virtual:
+        elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
             raise UserError(f"{path}: keeps weights in another file; don't use it")
 
 
@@ -182,6 +189,6 @@ def check_config(config, path):
             and str(module).split(".")[0] == "keras"
         )
         if name is not None and not known:
-            raise UserError(f"{path}: holds {name}, which this program does not load since it could run code")
+            raise UserError(f"{path}: holds {name!r:.80}, which this program doesn't know and so doesn't load")
         for item in config.values():
             check_config(item, path)

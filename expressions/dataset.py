@@ -28,6 +28,7 @@ FERPLUS_COLUMNS = {  # of fer2013new.csv, and what they are called here
     "sadness": "sad", "surprise": "surprise",
 }  # fmt: skip
 FERPLUS_OTHERS = ("contempt", "unknown", "NF")
+VOTES = [*EMOTIONS, "other"]
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VALIDATION_SHARE = 0.1  # of the training images, where a data set has no validation split of its own
 
@@ -35,8 +36,8 @@ VALIDATION_SHARE = 0.1  # of the training images, where a data set has no valida
 class Split(NamedTuple):
     """Images of one split: uint8 (n, 48, 48), and the index of each one's label: int64 (n,).
 
-    votes: where there are FER+ votes, the share of an image's taggers who chose each label: float32 (n, 7); what is
-    missing to 1 went to other answers (contempt, unknown, not a face). Zeros where an image was not tagged.
+    votes: where there are FER+ votes, the shares of an image's taggers who chose each label, and in the last column any
+    other answer (contempt, unknown, not a face): float32 (n, 8). Zeros where an image was not tagged.
     """
 
     images: np.ndarray
@@ -68,7 +69,7 @@ class Dataset(NamedTuple):
         return table
 
     def fingerprint(self):
-        """16 hexadecimal digits that change when any image or label does."""
+        """16 hexadecimal digits that change when any image, label or vote does."""
         digest = hashlib.sha256(repr(self.labels).encode())
         for name, split in self.splits.items():
             votes = b"" if split.votes is None else split.votes.tobytes()
@@ -157,7 +158,10 @@ def read_folders(root, votes):
     names = {label for by_label in files.values() for label, paths in by_label.items() if paths}
     labels = EMOTIONS if names == set(EMOTIONS) else tuple(sorted(names))
 
-    splits, unreadable = {}, []
+    splits, unreadable, notes = {}, [], []
+    if votes is not None and labels != EMOTIONS:
+        notes.append("FER+ votes left out: the classes are others")
+        votes = None
     for split, by_label in files.items():
         images, indices, names = [], [], []
         for index, label in enumerate(labels):
@@ -172,10 +176,9 @@ def read_folders(root, votes):
                 names.append(file.name)
         if images:
             shares = None
-            if votes is not None and labels == EMOTIONS:
-                shares = votes[~votes.index.duplicated()].reindex(names, fill_value=0).to_numpy()
+            if votes is not None:
+                shares = votes[~votes.index.duplicated()][VOTES].reindex(names, fill_value=0).to_numpy()
             splits[split] = Split(np.stack(images), np.array(indices), shares)
-    notes = []
     if unreadable:
         examples = ", ".join(str(file) for file in unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
         notes.append(f"skipped {len(unreadable)} files that are no image OpenCV can read: {examples}")
@@ -185,9 +188,9 @@ def read_folders(root, votes):
 def has_columns(path, *columns):
     """Whether `path` is a table in whose first line all of `columns` stand."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             names = [name.strip(' "\n') for name in file.readline(1000).split(",")]
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return False
     return set(columns) <= set(names)
 
@@ -198,6 +201,8 @@ def read_table(path):
         table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a whole CSV file ({str(error).strip()}); download it again") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UserError(f"{path}: its rows have more fields than its first line; download it again")
     table.columns = table.columns.str.strip()
     return table
 
@@ -205,22 +210,25 @@ def read_table(path):
 def read_votes(folders):
     """Read the FER+ votes (Barsoum et al. 2016, arXiv:1608.01041) that lie in one of `folders` as fer2013new.csv.
 
-    Returns a DataFrame: the share of the taggers, 0 to 1, for each of EMOTIONS; its index the names of the images.
+    Returns a DataFrame: Usage, and the share of the taggers, 0 to 1, for each of VOTES; its index the image names.
     Rows are those of fer2013.csv, in the same order. None where there is no such file."""
     columns = [*FERPLUS_COLUMNS, *FERPLUS_OTHERS]
     tables = sorted(file for folder in folders for file in folder.glob("*.csv"))
-    found = [file for file in tables if has_columns(file, "Image name", *columns)]
+    found = [file for file in tables if has_columns(file, "Usage", "Image name", *columns)]
     if not found:
         return None
     if len(found) > 1:
         raise UserError(f"several files of FER+ votes: {', '.join(map(str, found))}; keep one of them")
     table = read_table(found[0])
     votes = table[columns].apply(pd.to_numeric, errors="coerce")
-    if votes.isna().any(axis=None) or (votes < 0).any(axis=None):
-        row = (votes.isna() | (votes < 0)).any(axis=1).to_numpy().argmax()
-        raise UserError(f"{found[0]}: data row {row + 1}: votes are not all numbers from 0 up; download it again")
+    counted = ((votes >= 0) & np.isfinite(votes)).all(axis=1).to_numpy()
+    if not counted.all():
+        row = counted.argmin() + 1
+        raise UserError(f"{found[0]}: data row {row}: votes are not all numbers from 0 up; download it again")
     shares = votes.div(votes.sum(axis=1).clip(lower=1), axis=0).rename(columns=FERPLUS_COLUMNS)
-    return shares[list(EMOTIONS)].astype(np.float32).set_index(table["Image name"].fillna(""))
+    shares["other"] = shares[list(FERPLUS_OTHERS)].sum(axis=1)
+    shares = shares[VOTES].astype(np.float32)
+    return shares.assign(Usage=table["Usage"]).set_index(table["Image name"].fillna(""))
 
 
 def read_csv(path, votes):
@@ -248,11 +256,12 @@ def read_csv(path, votes):
             raise UserError(f"{path}: data row {row + 1}: {column} is {table[column].iloc[row]!r}, not one of {known}")
     order = np.array([EMOTIONS.index(name) for name in CSV_EMOTIONS])
     labels = order[codes.to_numpy(dtype=np.int64)]
-    notes = []
-    if votes is not None and len(votes) != len(table):
-        notes.append(f"FER+ votes left out: they have {len(votes)} rows, the data set {len(table)}")
-        votes = None
-    everything = Split(images, labels, None if votes is None else votes.to_numpy())
+    notes, shares = [], None
+    if votes is not None and list(votes["Usage"]) == list(table["Usage"]):
+        shares = votes[VOTES].to_numpy()
+    elif votes is not None:
+        notes.append("FER+ votes left out: their rows are not those of the data set")
+    everything = Split(images, labels, shares)
     splits = {}
     for usage, split in CSV_USAGES.items():
         rows = (table["Usage"] == usage).to_numpy()
@@ -290,9 +299,10 @@ def check(dataset, seed=0, training=True):
                 f"kept {copies} images of {name} that copy another one there; {torn} pictures have several labels"
             )
     tagged = {name: int(split.votes.any(axis=1).sum()) for name, split in splits.items() if split.votes is not None}
-    if tagged and not all(tagged.values()):
+    missing = [name for name, count in tagged.items() if not count and name != "test"]
+    if missing:
         splits = {name: split._replace(votes=None) for name, split in splits.items()}
-        notes.append("FER+ votes left out: they name no image of this data set")
+        notes.append(f"FER+ votes left out: they name no image of {' and '.join(missing)}")
     elif tagged:
         notes.append(f"FER+ votes for {', '.join(f'{count} images of {name}' for name, count in tagged.items())}")
 

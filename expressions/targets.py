@@ -11,10 +11,7 @@ import numpy as np
 def targets(split, classes):
     """The targets of a Split, float32 (n, columns): labels one-hot, then shares of votes, zeros where nobody voted."""
     labels = keras.utils.to_categorical(split.labels, classes)
-    if split.votes is None:
-        return labels
-    others = split.votes.any(axis=1) - split.votes.sum(axis=1)
-    return np.column_stack([labels, split.votes, others]).astype(np.float32)
+    return labels if split.votes is None else np.hstack([labels, split.votes])
 
 
 def loss_and_accuracy(classes, label_smoothing):
@@ -26,7 +23,8 @@ def loss_and_accuracy(classes, label_smoothing):
         labels = entropy(targets[:, :classes], logits[:, :classes], from_logits=True, label_smoothing=label_smoothing)
         if logits.shape[1] == classes:
             return labels
-        return labels + entropy(targets[:, classes:], logits[:, classes:], from_logits=True)
+        # Keras's own would give a row of zeros, an image without votes, no loss but a gradient
+        return labels - keras.ops.sum(targets[:, classes:] * keras.ops.log_softmax(logits[:, classes:]), axis=-1)
 
     def accuracy(targets, logits):
         return keras.metrics.categorical_accuracy(targets[:, :classes], logits[:, :classes])

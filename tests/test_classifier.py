@@ -56,13 +56,17 @@ def test_the_file_tells_everything_about_itself(trained):
 def test_a_file_cut_off(model, length):
     with open(model, "r+b") as file:
         file.truncate(length)
-    with pytest.raises(UserError, match="not a whole HDF5 file"):
+    with pytest.raises(UserError, match="not a whole .h5 file"):
         Classifier(model)
 
 
 def test_no_file_a_folder_and_another_kind_of_file(tmp_path):
     (tmp_path / "text.h5").write_text("not a model")
-    for path, words in ((tmp_path / "none.h5", "no such"), (tmp_path, "no such"), (tmp_path / "text.h5", "HDF5")):
+    for path, words in (
+        (tmp_path / "none.h5", "no such"),
+        (tmp_path, "no such"),
+        (tmp_path / "text.h5", "not a whole"),
+    ):
         with pytest.raises(UserError, match=words):
             Classifier(path)
 
@@ -148,6 +152,30 @@ def test_a_model_that_keras_2_saved(tmp_path, layer):
     np.testing.assert_array_equal(Classifier(path).probabilities([face]), expected)
 
 
+def test_a_functional_model_with_a_skip(tmp_path):
+    taken = keras.Input((48, 48, 1))
+    once = keras.layers.Conv2D(4, 3, padding="same")(taken)
+    joined = keras.layers.Add()([once, keras.layers.Conv2D(4, 3, padding="same")(once)])
+    given = keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(joined))
+    built = keras.Model(taken, given)
+    classifier = Classifier(save(built, tmp_path / "skip.h5"))
+    face = synthetic.draw_face("sad", np.random.default_rng(0))
+    expected = built(classifier.inputs([face]))
+    np.testing.assert_allclose(classifier.probabilities([face]), expected, atol=1e-6)
+
+
+def test_outputs_that_are_no_numbers(model):
+    classifier = Classifier(model)
+    classifier.network.set_weights([weights * np.nan for weights in classifier.network.get_weights()])
+    with pytest.raises(UserError, match="no numbers"):
+        classifier.probabilities([np.zeros((48, 48), np.uint8)])
+
+
+def test_two_labels_that_are_the_same(model):
+    with pytest.raises(UserError, match="two of its labels are the same"):
+        Classifier(model, labels=["happy"] * 7)
+
+
 @pytest.mark.parametrize("shape", [(48, 32, 1), (48, 48, 2), (48,)])
 def test_input_that_is_no_square_picture(tmp_path, shape):
     network = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(7)])
@@ -179,7 +207,7 @@ def test_only_known_layers_from_keras_itself(tmp_path, model):
         config = json.loads(file.attrs["model_config"])
         config["config"]["layers"][1]["module"] = "os"
         file.attrs["model_config"] = json.dumps(config)
-    with pytest.raises(UserError, match="could run code"):
+    with pytest.raises(UserError, match="'Conv2D', which this program doesn't know"):
         Classifier(model)
 
 

@@ -147,8 +147,8 @@ def test_votes_join_folders_by_the_name_of_the_image(tmp_path):
     data = dataset.load(tmp_path)
     train = data.splits["train"]
     happy = train.votes[train.labels == EMOTIONS.index("happy")]
-    np.testing.assert_allclose(happy, [[0] * 7, [0, 0, 0.1, 0.6, 0.1, 0, 0]], atol=1e-6)
-    assert train.votes[train.labels == EMOTIONS.index("sad")][0].tolist() == [0, 0, 0, 0, 0, 1, 0]
+    np.testing.assert_allclose(happy, [[0] * 8, [0, 0, 0.1, 0.6, 0.1, 0, 0, 0.2]], atol=1e-6)
+    assert train.votes[train.labels == EMOTIONS.index("sad")][0].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
     assert "FER+ votes for 2 images of train, 1 images of validation" in data.notes
     write_csv(tmp_path / "fer2013new.csv", [row.replace("_", "-") for row in rows], FERPLUS)
     assert dataset.load(tmp_path).splits["train"].votes is None
@@ -158,17 +158,31 @@ def test_votes_join_folders_by_the_name_of_the_image(tmp_path):
 
 def test_votes_join_a_csv_by_the_number_of_the_row(tmp_path):
     write_csv(tmp_path / "fer2013.csv", csv_rows())
-    rows = [f"x,name{row},{row},0,0,0,{21 - row},0,0,0,0,0" for row in range(21)]
+    usages = [usage for usage in ("Training", "PublicTest", "PrivateTest") for _ in range(7)]
+    rows = [f"{usage},name{row},{row},0,0,0,{21 - row},0,0,0,0,0" for row, usage in enumerate(usages)]
     write_csv(tmp_path / "fer2013new.csv", rows, FERPLUS)
     data = dataset.load(tmp_path / "fer2013.csv")
     first = data.splits["validation"].votes[0]  # row 7
-    np.testing.assert_allclose(first, [14 / 21, 0, 0, 0, 7 / 21, 0, 0], atol=1e-6)
-    write_csv(tmp_path / "fer2013new.csv", rows[1:], FERPLUS)
-    data = dataset.load(tmp_path)
-    assert data.splits["train"].votes is None
-    assert "FER+ votes left out: they have 20 rows, the data set 21" in data.notes
-    write_csv(tmp_path / "fer2013new.csv", [rows[0], rows[1].replace(",20,", ",many,")], FERPLUS)
+    np.testing.assert_allclose(first, [14 / 21, 0, 0, 0, 7 / 21, 0, 0, 0], atol=1e-6)
+    for others in (rows[1:], rows[::-1]):
+        write_csv(tmp_path / "fer2013new.csv", others, FERPLUS)
+        data = dataset.load(tmp_path)
+        assert data.splits["train"].votes is None
+        assert "FER+ votes left out: their rows are not those of the data set" in data.notes
+
+
+@pytest.mark.parametrize("votes", ["0,many,0,0,0,0,0,0,0,0", "0,-1,0,0,0,0,0,0,0,0", "0,inf,0,0,0,0,0,0,0,0"])
+def test_votes_that_are_no_counts(tmp_path, votes):
+    write_csv(tmp_path / "fer2013.csv", csv_rows())
+    write_csv(tmp_path / "fer2013new.csv", ["Training,a,1,0,0,0,0,0,0,0,0,0", f"Training,b,{votes}"], FERPLUS)
     with pytest.raises(UserError, match="data row 2: votes are not all numbers"):
+        dataset.load(tmp_path)
+
+
+def test_votes_with_more_fields_than_names(tmp_path):
+    write_csv(tmp_path / "fer2013.csv", csv_rows())
+    write_csv(tmp_path / "fer2013new.csv", ["Training,a,1,0,0,0,0,0,0,0,0,0,5"], FERPLUS)
+    with pytest.raises(UserError, match="more fields than its first line"):
         dataset.load(tmp_path)
 
 

@@ -30,11 +30,11 @@ def test_figures(evaluation):
 
 
 def test_calibration_error_by_hand():
-    """Four calls with confidence .9 of which three are right, two with .6 of which none is."""
-    confidence, right = np.array([0.9] * 4 + [0.6] * 2), np.array([1, 1, 1, 0, 0, 0], bool)
+    """Four calls with confidence .9 of which three are right, two with .6 that both are."""
+    confidence, right = np.array([0.9] * 4 + [0.6] * 2), np.array([1, 1, 1, 0, 1, 1], bool)
     probabilities = np.column_stack([confidence, 1 - confidence])
     evaluation = report.Evaluation(("yes", "no"), np.where(right, 0, 1), probabilities)
-    assert evaluation.calibration_error == pytest.approx((4 * 0.15 + 2 * 0.6) / 6)
+    assert evaluation.calibration_error == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
 
 
 def test_agreement_with_the_majority_of_taggers(evaluation):
@@ -55,7 +55,8 @@ def test_the_temperature_that_was_put_in_is_found_again():
     truth = (probabilities.cumsum(axis=1) > random.random((len(logits), 1))).argmax(axis=1)
     sharpened = probabilities**2.5
     sharpened /= sharpened.sum(axis=1, keepdims=True)
-    assert report.fit_temperature(sharpened, truth) == pytest.approx(2.5, rel=0.03)
+    assert report.fit_temperature([sharpened], truth) == pytest.approx(2.5, rel=0.03)
+    assert report.fit_temperature([sharpened, sharpened], truth) == report.fit_temperature([sharpened], truth)
 
 
 def test_a_classifier_that_knows_more_labels_in_another_order():
@@ -65,7 +66,7 @@ def test_a_classifier_that_knows_more_labels_in_another_order():
         def probabilities(self, images, mirrored=False):
             return np.array([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1]])
 
-    split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array([[1, 0], [0.4, 0.6]]))
+    split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array([[1, 0, 0], [0.4, 0.6, 0]]))
     evaluation = report.evaluate(Known(), split, ("cat", "dog"))["single view"]
     assert evaluation.truth.tolist() == [2, 1] and evaluation.predicted.tolist() == [2, 0]
     assert evaluation.majority_top1 == 0.5 and evaluation.macro_f1 == 0.5
@@ -87,7 +88,8 @@ def test_a_report_on_disk(tmp_path):
     facts = {
         "name": "my_model", "network": "compact", "parameters": 1757863, "labels": list(data.labels),
         "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
-        "batch_size": 64, "teachers": ["first.h5", "second.h5"], "machine": "a machine", "versions": "some versions",
+        "batch_size": 64, "teachers": ["first.h5", "second.h5"], "precision": "float32",
+        "machine": "a machine", "versions": "some versions",
     }  # fmt: skip
     report.write_report(tmp_path, facts, data, evaluations, megabytes=7.1)
     report.draw_samples(data, "sad", tmp_path / "samples.png")

@@ -1,5 +1,6 @@
 """What a network learns of an image, and what becomes of it in the model that ships."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -18,8 +19,19 @@ def test_the_loss_counts_votes_and_an_image_without_votes_by_its_label_alone():
     assert np.asarray(accuracy(np.float32([[0, 1, 1, 0, 0]]), logits))[0] == 0
 
 
+def test_an_image_without_votes_does_not_move_what_predicts_them():
+    dense = keras.layers.Dense(5, use_bias=False, kernel_initializer="zeros")
+    network = keras.Sequential([keras.Input((1,)), dense])
+    network.compile(keras.optimizers.SGD(1.0), targets.loss_and_accuracy(2, 0)[0])
+    network.train_on_batch(np.ones((1, 1), np.float32), np.float32([[1, 0, 0, 0, 0]]))
+    labels, votes = np.split(network.get_weights()[0][0], [2])
+    assert labels[0] > 0.1 and np.abs(votes).max() < 1e-6
+    network.train_on_batch(np.ones((1, 1), np.float32), np.float32([[1, 0, 0.7, 0.2, 0.1]]))
+    assert network.get_weights()[0][0, 2] > 0.1
+
+
 def test_labels_come_first_then_votes():
-    votes = np.float32([[0.6, 0.3], [0, 0]])
+    votes = np.float32([[0.6, 0.3, 0.1], [0, 0, 0]])
     split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([1, 0]), votes)
     np.testing.assert_allclose(targets.targets(split, 2), [[0, 1, 0.6, 0.3, 0.1], [1, 0, 0, 0, 0]], atol=1e-6)
     np.testing.assert_array_equal(targets.targets(split._replace(votes=None), 2), [[0, 1], [1, 0]])

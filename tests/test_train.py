@@ -242,8 +242,12 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path, data_folder, capsys, ar
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--epochs", "0"], ["--batch-size", "1"], ["--seed", "5000000000"], ["--network", "x"]]
-)
+    "arguments",
+    [
+        ["--epochs", "0"], ["--batch-size", "1"], ["--seed", "5000000000"], ["--network", "x"], ["--split", "train"],
+        ["--evaluate", "model.h5", "--resume"],
+    ],
+)  # fmt: skip
 def test_options_out_of_range(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         train.main(arguments)
