@@ -304,7 +304,8 @@ def check(dataset, seed=0, training=True):
         splits = {name: split._replace(votes=None) for name, split in splits.items()}
         notes.append(f"FER+ votes left out: they name no image of {' and '.join(missing)}")
     elif tagged:
-        notes.append(f"FER+ votes for {', '.join(f'{count} images of {name}' for name, count in tagged.items())}")
+        counts = ", ".join(f"{count} images of {name}" for name, count in tagged.items())
+        notes.append(f"FER+ votes (Barsoum et al. 2016, MIT licence) for {counts}")
 
     for name in set(splits) - {"train"}:
         present = np.bincount(splits[name].labels, minlength=len(dataset.labels))

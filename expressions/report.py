@@ -301,6 +301,8 @@ Data: {data}, fingerprint `{fingerprint}`.
 
 {notes}
 
+FER2013 (Goodfellow et al. 2013, arXiv:1307.0414), where these are its images, is free for research.
+
 ## What it must not be used for
 
 An expression is not a feeling: people smile in anger and frown in thought. The labels are what strangers saw in a

@@ -149,7 +149,7 @@ def test_votes_join_folders_by_the_name_of_the_image(tmp_path):
     happy = train.votes[train.labels == EMOTIONS.index("happy")]
     np.testing.assert_allclose(happy, [[0] * 8, [0, 0, 0.1, 0.6, 0.1, 0, 0, 0.2]], atol=1e-6)
     assert train.votes[train.labels == EMOTIONS.index("sad")][0].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
-    assert "FER+ votes for 2 images of train, 1 images of validation" in data.notes
+    assert "FER+ votes (Barsoum et al. 2016, MIT licence) for 2 images of train, 1 images of validation" in data.notes
     write_csv(tmp_path / "fer2013new.csv", [row.replace("_", "-") for row in rows], FERPLUS)
     assert dataset.load(tmp_path).splits["train"].votes is None
     other = dataset.load(tmp_path / "images")  # the votes lie above it

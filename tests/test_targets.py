@@ -37,12 +37,12 @@ def test_labels_come_first_then_votes():
     np.testing.assert_array_equal(targets.targets(split._replace(votes=None), 2), [[0, 1], [1, 0]])
 
 
-def test_the_outputs_of_labels_are_a_weighted_mean_with_those_of_votes():
+def test_the_network_that_ships_tells_labels_alone_and_rare_ones_more_readily():
     random = np.random.default_rng(0)
     kernel, bias, features = (random.normal(size=size) for size in ((4, 5), 5, (3, 4)))
     logits = features @ kernel + bias
-    first, mixed_kernel, mixed_bias = targets.label_outputs([features, kernel, bias], 2, 0.8)
+    first, labels_kernel, labels_bias = targets.label_outputs([features, kernel, bias], np.array([90, 10]), 0.5)
     assert first is features
-    np.testing.assert_allclose(features @ mixed_kernel + mixed_bias, 0.8 * logits[:, :2] + 0.2 * logits[:, 2:4])
-    alone = [kernel[:, :2], bias[:2]]
-    assert targets.label_outputs(alone, 2, 0.8) is alone
+    adjusted = features @ labels_kernel + labels_bias
+    ratio = np.exp(np.diff(adjusted)) / np.exp(np.diff(logits[:, :2]))
+    np.testing.assert_allclose(ratio, np.sqrt(90 / 10))
