@@ -52,6 +52,7 @@ def parse(arguments):
         help="a model from train.py (default: models/emotion_model.h5)",
     )
     add("--cascade", type=Path, default=HERE / "haarcascade_frontalface_default.xml", help="a face detector's file")
+    add("--votes", action="store_true", help="label faces as ten people would vote, where the model has learned that")
     add("--save", type=Path, metavar="FILE", help="write the annotated video or image here")
     add("--no-window", action="store_true", help="don't open a window; goes with --save")
     return parser.parse_args(arguments)
@@ -64,6 +65,8 @@ def detect(options):
         raise UserError("--no-window: goes with --save FILE, else there is nothing to see")
     detector = FaceDetector(options.cascade)
     classifier = Classifier(options.model)
+    if options.votes and not classifier.votes:
+        raise UserError(f"--votes: {options.model} has not learned from votes; train it with FER+ beside the data set")
     frames = faces_seen = 0
     with ExitStack() as stack:
         source = stack.enter_context(Source(options.source))
@@ -75,7 +78,8 @@ def detect(options):
             for frame in source:
                 gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
                 boxes = detector.detect(gray)
-                probabilities = classifier.probabilities([crop(gray, box) for box in boxes], mirrored=True)  # one call
+                crops = [crop(gray, box) for box in boxes]
+                probabilities = classifier.probabilities(crops, mirrored=True, votes=options.votes)  # one call a frame
                 faces = [
                     Face(box, classifier.labels[row.argmax()], float(row.max()))
                     for box, row in zip(boxes, probabilities, strict=True)

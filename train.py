@@ -31,8 +31,8 @@ from keras import callbacks, layers
 from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch
-from expressions.classifier import SCALINGS, Classifier, read_facts, write_facts
-from expressions.targets import label_outputs, loss_and_accuracy, targets
+from expressions.classifier import SCALINGS, Classifier, read_facts, write_facts, write_votes
+from expressions.targets import label_outputs, loss_and_accuracy, targets, votes_layer
 
 HERE = Path(__file__).resolve().parent
 EPOCHS, SYNTHETIC_EPOCHS = 60, 8
@@ -336,6 +336,9 @@ def finish(best, data, options, run):
     images_per_class = np.bincount(data.splits["train"].labels)
     network.set_weights(label_outputs(weights, images_per_class, RARE_CLASSES))
     network.save(partial)
+    votes = votes_layer(weights, len(data.labels))
+    if votes:
+        write_votes(partial, *votes)
     backend = keras.config.backend()
     facts = {
         "name": options.model.stem, "network": options.network, "parameters": network.count_params(),

@@ -56,12 +56,13 @@ class Classifier:
 
     path: the .h5 file. given: facts for a file that tells nothing of itself, such as one from another program, or in
     the place of what it tells: labels, scaling, as in `write_facts`.
-    facts: what the file says of itself. labels: class names in the order of the probabilities.
+    facts: what the file says of itself. labels: class names in the order of the probabilities. votes: kernel and bias
+    of the layer that predicts how taggers vote, None where the file has none.
     Raises UserError when the file is missing, damaged, unsafe, or doesn't say what it needs.
     """
 
     def __init__(self, path, **given):
-        self.facts = read_facts(path, **given)
+        self.facts, self.votes = read_facts(path, **given), read_votes(path)
         self.labels = tuple(self.facts["labels"])
         try:
             self.network = keras.models.load_model(path, compile=False, custom_objects=OLD_LAYERS)
@@ -76,13 +77,19 @@ class Classifier:
             raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {self.labels}")
         last = self.network.layers[-1]
         activation = getattr(last, "activation", None)
+        if self.votes:
+            self.features = keras.Model(self.network.inputs, self.network.layers[-2].output)
+            if self.votes[0].shape != (self.features.output_shape[-1], len(self.labels) + 1):
+                raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
         self.ends_in_softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
 
-    def probabilities(self, faces, mirrored=False):
+    def probabilities(self, faces, mirrored=False, votes=False):
         """How likely each expression is, for each face.
 
         faces: a sequence of n pictures that `expressions.prepare` takes: uint8, gray or BGR, of any size.
         mirrored: average over each face and its mirror image; more accurate, for twice the time.
+        votes: not how likely each label is, but which share of ten people would choose it, of those who choose any; for
+        files whose `votes` are not None.
         Returns float32 (n, classes), rows that add up to 1, in the order of `labels`, made less or more sure by the
         file's temperature: softmax(logits / temperature), Guo et al. 2017, arXiv:1706.04599, equation 9.
         Raises UserError when the network gives something that is no number.
@@ -92,11 +99,20 @@ class Classifier:
         for start in range(0, len(faces), batch):
             inputs = self.inputs(faces[start : start + batch])
             views = [inputs, inputs[:, :, ::-1]] if mirrored else [inputs]
-            outputs = np.asarray(self.network.predict_on_batch(np.concatenate(views)), np.float32)
+            network = self.features if votes else self.network
+            outputs = np.asarray(network.predict_on_batch(np.concatenate(views)), np.float32)
             if not np.isfinite(outputs).all():
                 raise UserError("the model gives no numbers but NaN or infinity; train it again")
-            results.append(np.mean(np.split(self.calibrated(outputs), len(views)), axis=0))
+            said = self.shares(outputs) if votes else self.calibrated(outputs)
+            results.append(np.mean(np.split(said, len(views)), axis=0))
         return np.concatenate(results)
+
+    def shares(self, features):
+        """The shares of the votes that the labels get of those for any label, from features, float32 (n, features)."""
+        kernel, bias = self.votes
+        logits = (features @ kernel + bias)[:, : len(self.labels)]  # without those for other answers
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
 
     def calibrated(self, outputs):
         """The network's outputs, float32 (n, classes), as probabilities of the file's temperature."""
@@ -119,6 +135,25 @@ def write_facts(path, facts):
     """
     with h5py.File(path, "r+") as file:
         file.attrs["facts"] = json.dumps(facts)
+
+
+def write_votes(path, kernel, bias):
+    """Store the layer that predicts votes from the features before the last layer, in the model file at `path`.
+
+    kernel: float32 (features, classes + 1), the last column for other answers. bias: float32 (classes + 1)."""
+    with h5py.File(path, "r+") as file:
+        file["votes/kernel"], file["votes/bias"] = kernel, bias
+
+
+def read_votes(path):
+    """The kernel and bias of the layer that predicts votes, None without one; see `write_votes`."""
+    with h5py.File(path) as file:
+        if "votes" not in file:
+            return None
+        try:
+            return file["votes/kernel"][()], file["votes/bias"][()]
+        except (KeyError, OSError):
+            raise UserError(f"{path}: its layer for votes is damaged; copy or train it again") from None
 
 
 def read_facts(path, **given):

@@ -111,7 +111,8 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(classifier, split, labels):
-    """Evaluate a Classifier on a Split: {"single view": Evaluation, "with mirrored view": Evaluation}.
+    """Evaluate a Classifier on a Split: {"single view": Evaluation, "with mirrored view": Evaluation}, and "votes": by
+    what it says of votes, single view, where it knows and the data set has them.
 
     labels: the class names of the split. The classifier may know more of them, in another order. Raises UserError when
     it doesn't know one. The second view averages the probabilities of each image and its mirror image."""
@@ -126,11 +127,12 @@ def evaluate(classifier, split, labels):
     if split.votes is not None:
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
+    ways = {"single view": {}, "with mirrored view": {"mirrored": True}}
+    if classifier.votes and votes is not None:
+        ways["votes"] = {"votes": True}
     return {
-        name: Evaluation(
-            classifier.labels, columns[split.labels], classifier.probabilities(split.images, mirrored), votes
-        )
-        for name, mirrored in (("single view", False), ("with mirrored view", True))
+        name: Evaluation(classifier.labels, columns[split.labels], classifier.probabilities(split.images, **way), votes)
+        for name, way in ways.items()
     }
 
 
@@ -276,7 +278,9 @@ A Keras `Sequential` network ("{network}", {parameters:,} parameters, {megabytes
 
 Measured on the **validation** split ({n} images) with this file, loaded as the webcam program loads it. The epoch was
 chosen and the temperature ({temperature}) fitted on these same images, so expect a little less on new ones of the same
-kind. One run, seed {seed}. The calibration error is the mean distance of confidence from top-1 in 15 bins of it.
+kind. One run, seed {seed}. The column *votes*, where there is one, is about the second thing that the network says: not
+what the label is, but how ten taggers would vote. The calibration error is the mean distance of confidence from top-1
+in 15 bins of confidence.
 
 {results}
 

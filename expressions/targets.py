@@ -32,6 +32,12 @@ def loss_and_accuracy(classes, label_smoothing):
     return loss, accuracy
 
 
+def votes_layer(weights, classes):
+    """Kernel and bias of the outputs for votes, or None, from the weights that `label_outputs` takes."""
+    *_, kernel, bias = weights
+    return (kernel[:, classes:], bias[classes:]) if bias.size > classes else None
+
+
 def label_outputs(weights, images_per_class, strength):
     """The weights of the network that ships, which tells labels alone, and the rare ones a little more readily.
 

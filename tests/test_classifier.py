@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from expressions import EMOTIONS, UserError, synthetic
-from expressions.classifier import Classifier, read_facts, write_facts
+from expressions.classifier import Classifier, read_facts, write_facts, write_votes
 
 FACTS = {"labels": list(EMOTIONS), "scaling": "unit"}
 
@@ -169,6 +169,25 @@ def test_outputs_that_are_no_numbers(model):
     classifier.network.set_weights([weights * np.nan for weights in classifier.network.get_weights()])
     with pytest.raises(UserError, match="no numbers"):
         classifier.probabilities([np.zeros((48, 48), np.uint8)])
+
+
+def test_votes_are_told_from_the_features_before_the_last_layer(tmp_path):
+    layers = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(7, activation="softmax")
+    path = save(keras.Sequential([keras.Input((48, 48, 1)), *layers]), tmp_path / "model.h5")
+    assert Classifier(path).votes is None
+    kernel, bias = np.arange(8, dtype=np.float32)[None], np.zeros(8, np.float32)
+    write_votes(path, kernel, bias)
+    shares = Classifier(path).probabilities([np.full((48, 48), 51, np.uint8)], votes=True)[0]  # the feature is 51 / 255
+    with h5py.File(path, "r+") as file:
+        del file["votes/bias"]
+    with pytest.raises(UserError, match="votes is damaged"):
+        Classifier(path)
+    with h5py.File(path, "r+") as file:
+        del file["votes"]
+    write_votes(path, kernel[:, :5], bias)
+    with pytest.raises(UserError, match="doesn't fit its network"):
+        Classifier(path)
+    np.testing.assert_allclose(shares, np.exp(0.2 * np.arange(7)) / np.exp(0.2 * np.arange(7)).sum(), atol=1e-5)
 
 
 def test_two_labels_that_are_the_same(model):

@@ -60,7 +60,9 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
     monkeypatch.setattr(overlay, "draw", lambda frame, faces, status: drawn.extend(faces) or frame)
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
-        realtime_detect.Classifier, "probabilities", lambda self, faces, mirrored: np.tile(certain, (len(faces), 1))
+        realtime_detect.Classifier,
+        "probabilities",
+        lambda self, faces, mirrored, votes: np.tile(certain, (len(faces), 1)),
     )
     arguments = ["--source", str(picture), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
     assert realtime_detect.main(arguments) == 0
@@ -85,12 +87,25 @@ def failing(case, tmp_path, trained, picture):
         "exists": (["--source", str(picture), "--save", str(picture)], "exists already"),
         "screen": (["--source", str(picture)], "no screen"),
         "nothing": (["--source", str(picture), "--no-window"], "goes with --save"),
+        "votes": (["--source", str(picture), "--votes", *save], "has not learned from votes"),
     }[case]
 
 
 @pytest.mark.parametrize(
     "case",
-    ["camera", "source", "model", "unfit", "cascade", "empty cascade", "ending", "exists", "screen", "nothing"],
+    [
+        "camera",
+        "source",
+        "model",
+        "unfit",
+        "cascade",
+        "empty cascade",
+        "ending",
+        "exists",
+        "screen",
+        "nothing",
+        "votes",
+    ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(case, tmp_path, trained, picture, frame, capfd, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)

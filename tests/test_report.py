@@ -61,7 +61,7 @@ def test_the_temperature_that_was_put_in_is_found_again():
 
 def test_a_classifier_that_knows_more_labels_in_another_order():
     class Known:
-        labels = ("contempt", "dog", "cat")
+        labels, votes = ("contempt", "dog", "cat"), None
 
         def probabilities(self, images, mirrored=False):
             return np.array([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1]])

@@ -181,8 +181,12 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     model = tmp_path / "model.h5"
     assert train.main(["--data", str(data), "--model", str(model), "--epochs", "1", "--batch-size", "4"]) == 0
     output = capsys.readouterr().out
-    assert "Total params: 1,169,071" in output and "FER+ majority (n = 21)" in output
-    assert Classifier(model).network.count_params() == 1_167_015  # what predicts the votes stays behind
+    assert "Total params: 1,169,071" in output and "FER+ majority (n = 21)" in output and " votes\n" in output
+    classifier = Classifier(model)
+    assert classifier.network.count_params() == 1_167_015  # what predicts the votes is no part of it, but of the file
+    faces = train.dataset.load(data).splits["validation"].images
+    votes = classifier.probabilities(faces, votes=True)
+    assert votes.shape == (21, 7) and np.allclose(votes.sum(axis=1), 1, atol=1e-5)
 
 
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
