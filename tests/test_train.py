@@ -57,7 +57,7 @@ def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
     figures = Classifier(trained).facts["metrics"]["single view"]
     assert train.main(["--evaluate", str(trained), "--data", str(data_folder)]) == 0
     output = capsys.readouterr().out
-    assert "on validation, n = 21" in output and "None of these images stands in train." in output
+    assert "on validation, n = 21" in output and "None of these images also stand in train." in output
     assert re.search(rf"top-1 +{figures['top1']:.1%}", output) and "true, predicted:" in output
 
     foreign = shutil.copy(trained, tmp_path / "foreign.h5")
