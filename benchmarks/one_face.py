@@ -1,6 +1,6 @@
 """Time the judgement of one face, batch 1, on one processor core, as the webcam program calls it.
 
-python benchmarks/one_face.py [--model models/emotion_model.h5]
+python benchmarks/one_face.py --model models/emotion_model.h5
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main():
     try:
         classifier = Classifier(options.model)
     except UserError as error:
-        sys.exit(f"one_face.py: {error}")
+        parser.error(str(error))
     face = synthetic.draw_face("happy", np.random.default_rng(0), 48)
     for name, mirrored in (("single view", False), ("with mirrored view", True)):
         seconds = []
