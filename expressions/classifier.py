@@ -77,11 +77,12 @@ class Classifier:
             raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {self.labels}")
         last = self.network.layers[-1]
         activation = getattr(last, "activation", None)
+        self.ends_in_softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
         if self.votes:
             self.features = keras.Model(self.network.inputs, self.network.layers[-2].output)
-            if self.votes[0].shape != (self.features.output_shape[-1], len(self.labels) + 1):
+            answers = len(self.labels) + 1
+            if [part.shape for part in self.votes] != [(self.features.output_shape[-1], answers), (answers,)]:
                 raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
-        self.ends_in_softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
 
     def probabilities(self, faces, mirrored=False, votes=False):
         """How likely each expression is, for each face.
@@ -152,7 +153,7 @@ def read_votes(path):
             return None
         try:
             return file["votes/kernel"][()], file["votes/bias"][()]
-        except (KeyError, OSError):
+        except (KeyError, TypeError, AttributeError, OSError):
             raise UserError(f"{path}: its layer for votes is damaged; copy or train it again") from None
 
 

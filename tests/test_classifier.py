@@ -184,9 +184,12 @@ def test_votes_are_told_from_the_features_before_the_last_layer(tmp_path):
         Classifier(path)
     with h5py.File(path, "r+") as file:
         del file["votes"]
-    write_votes(path, kernel[:, :5], bias)
-    with pytest.raises(UserError, match="doesn't fit its network"):
-        Classifier(path)
+    for wrong in ((kernel[:, :5], bias), (kernel, bias[:5])):
+        write_votes(path, *wrong)
+        with pytest.raises(UserError, match="doesn't fit its network"):
+            Classifier(path)
+        with h5py.File(path, "r+") as file:
+            del file["votes"]
     np.testing.assert_allclose(shares, np.exp(0.2 * np.arange(7)) / np.exp(0.2 * np.arange(7)).sum(), atol=1e-5)
 
 
