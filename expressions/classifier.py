@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 
 from expressions import IMAGE_SIZE, SCALE, UserError, prepare
@@ -36,53 +35,24 @@ SCALINGS = {
 BATCH_PIXELS = 2**20  # in one call; bounds the memory
 
 
-def as_keras_2_saved(layer):
-    """A layer class that passes over what Keras 2 wrote into a file for it though it meant nothing."""
-    unused = {"groups", "kernel_constraint", "kernel_initializer", "kernel_regularizer"}
-
-    def from_config(cls, config):
-        return cls(**{name: value for name, value in config.items() if name not in unused})
-
-    return type(layer.__name__, (layer,), {"from_config": classmethod(from_config)})
-
-
-OLD_LAYERS = {
-    layer.__name__: as_keras_2_saved(layer) for layer in (keras.layers.SeparableConv2D, keras.layers.DepthwiseConv2D)
-}
-
-
 class Classifier:
     """A trained network, ready to tell the expression of faces.
 
-    path: the .h5 file. given: facts for a file that tells nothing of itself, such as one from another program, or in
-    the place of what it tells: labels, scaling, as in `write_facts`.
-    facts: what the file says of itself. labels: class names in the order of the probabilities. votes: kernel and bias
-    of the layer that predicts how taggers vote, None where the file has none.
+    path: the .h5 file. network: what stands in for Keras's model of that file, such as the same network compiled
+    (expressions/compiled.py): with its input_shape, output_shape and predict_on_batch. given: facts for a file that
+    tells nothing of itself, such as one from another program, or in the place of what it tells: labels, scaling, as in
+    `write_facts`.
+    facts: what the file says of itself. labels: class names in the order of the probabilities. votes: whether the
+    network also predicts how taggers vote.
     Raises UserError when the file is missing, damaged, unsafe, or doesn't say what it needs.
     """
 
-    def __init__(self, path, **given):
-        self.facts, self.votes = read_facts(path, **given), read_votes(path)
+    def __init__(self, path, network=None, **given):
+        self.facts = read_facts(path, **given)
         self.labels = tuple(self.facts["labels"])
-        try:
-            self.network = keras.models.load_model(path, compile=False, custom_objects=OLD_LAYERS)
-            takes, gives = tuple(self.network.input_shape), tuple(self.network.output_shape)
-        except Exception as error:  # whatever Keras and its backend make of a damaged file
-            first_line = str(error).strip().split("\n")[0]
-            raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
-        if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
-            raise UserError(f"{path}: takes input of the shape {takes}, not square pictures with 1 or 3 channels")
-        self.size, self.channels = takes[1] or IMAGE_SIZE, takes[3]
-        if gives != (None, len(self.labels)):
-            raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {self.labels}")
-        last = self.network.layers[-1]
-        activation = getattr(last, "activation", None)
-        self.ends_in_softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
-        if self.votes:
-            self.features = keras.Model(self.network.inputs, self.network.layers[-2].output)
-            answers = len(self.labels) + 1
-            if [part.shape for part in self.votes] != [(self.features.output_shape[-1], answers), (answers,)]:
-                raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
+        self.network = network or load_network(path, self.labels)
+        self.size, self.channels = self.network.input_shape[2] or IMAGE_SIZE, self.network.input_shape[3]
+        self.votes = self.network.output_shape[1] > len(self.labels)
 
     def probabilities(self, faces, mirrored=False, votes=False):
         """How likely each expression is, for each face.
@@ -90,42 +60,76 @@ class Classifier:
         faces: a sequence of n pictures that `expressions.prepare` takes: uint8, gray or BGR, of any size.
         mirrored: average over each face and its mirror image; more accurate, for twice the time.
         votes: not how likely each label is, but which share of ten people would choose it, of those who choose any; for
-        files whose `votes` are not None.
+        files whose network has `votes`.
         Returns float32 (n, classes), rows that add up to 1, in the order of `labels`, made less or more sure by the
         file's temperature: softmax(logits / temperature), Guo et al. 2017, arXiv:1706.04599, equation 9.
         Raises UserError when the network gives something that is no number.
         """
-        results = [np.empty((0, len(self.labels)), np.float32)]
+        classes = len(self.labels)
+        results = [np.empty((0, classes), np.float32)]
         batch = max(1, BATCH_PIXELS // self.size**2 // (2 if mirrored else 1))
         for start in range(0, len(faces), batch):
             inputs = self.inputs(faces[start : start + batch])
-            views = [inputs, inputs[:, :, ::-1]] if mirrored else [inputs]
-            network = self.features if votes else self.network
-            outputs = np.asarray(network.predict_on_batch(np.concatenate(views)), np.float32)
-            if not np.isfinite(outputs).all():
+            views = np.concatenate([inputs, inputs[:, :, ::-1]]) if mirrored else inputs
+            logits = np.asarray(self.network.predict_on_batch(views), np.float32)
+            if not np.isfinite(logits).all():
                 raise UserError("the model gives no numbers but NaN or infinity; train it again")
-            said = self.shares(outputs) if votes else self.calibrated(outputs)
-            results.append(np.mean(np.split(said, len(views)), axis=0))
+            # votes for other answers, in the last column, are left out
+            temperature = np.float32(1 if votes else self.facts.get("temperature", 1))
+            logits = (logits[:, classes:-1] if votes else logits[:, :classes]) / temperature
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            said = powers / powers.sum(axis=1, keepdims=True)
+            results.append(said.reshape(-1, len(inputs), classes).mean(axis=0))
         return np.concatenate(results)
-
-    def shares(self, features):
-        """The shares of the votes that the labels get of those for any label, from features, float32 (n, features)."""
-        kernel, bias = self.votes
-        logits = (features @ kernel + bias)[:, : len(self.labels)]  # without those for other answers
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
-
-    def calibrated(self, outputs):
-        """The network's outputs, float32 (n, classes), as probabilities of the file's temperature."""
-        # the logarithm undoes a softmax, up to a number that cancels
-        logits = np.log(outputs + np.float32(1e-12)) if self.ends_in_softmax else outputs
-        powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(self.facts.get("temperature", 1)))
-        return powers / powers.sum(axis=1, keepdims=True)
 
     def inputs(self, faces):
         """The network's input for n pictures of faces: float32 (n, size, size, channels)."""
         pixels = np.stack([prepare(face, self.size) for face in faces]).astype(np.float32)
         return SCALINGS[self.facts["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
+
+
+def load_network(path, labels):
+    """Keras's model in the .h5 file at `path`, completed so that it gives logits: float32 (n, columns), a column for
+    each of `labels`, and where the file has a layer for votes (see `write_votes`), a column for each of its answers.
+
+    Raises UserError when Keras can't load it, its input is no square picture, or its output doesn't fit the labels."""
+    import keras  # here, for it takes seconds, and a compiled network does without
+
+    def as_keras_2_saved(layer):
+        # passes over what Keras 2 wrote into a file for the layer though it meant nothing
+        unused = {"groups", "kernel_constraint", "kernel_initializer", "kernel_regularizer"}
+
+        def from_config(cls, config):
+            return cls(**{name: value for name, value in config.items() if name not in unused})
+
+        return type(layer.__name__, (layer,), {"from_config": classmethod(from_config)})
+
+    old = {
+        layer.__name__: as_keras_2_saved(layer)
+        for layer in (keras.layers.SeparableConv2D, keras.layers.DepthwiseConv2D)
+    }
+    try:
+        network = keras.models.load_model(path, compile=False, custom_objects=old)
+        takes, gives = tuple(network.input_shape), tuple(network.output_shape)
+    except Exception as error:  # whatever Keras and its backend make of a damaged file
+        first_line = str(error).strip().split("\n")[0]
+        raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
+    if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
+        raise UserError(f"{path}: takes input of the shape {takes}, not square pictures with 1 or 3 channels")
+    if gives != (None, len(labels)):
+        raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {labels}")
+    last, outputs = network.layers[-1], network.outputs[0]
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
+    votes = read_votes(path)
+    if votes:
+        features = network.layers[-2].output
+        if [part.shape for part in votes] != [(features.shape[-1], len(labels) + 1), (len(labels) + 1,)]:
+            raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
+        layer = keras.layers.Dense(len(labels) + 1, name="votes")
+        outputs = keras.ops.concatenate([outputs, layer(features)], axis=1)
+        layer.set_weights(votes)
+    return keras.Model(network.inputs, outputs)
 
 
 def write_facts(path, facts):
