@@ -1,0 +1,126 @@
+"""What was seen, kept: a row a face a frame in a table, and how long everyone showed which expression."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+from expressions import UserError
+
+COLUMNS = ("source", "frame", "seconds", "track", "x", "y", "width", "height", "label", "confidence")
+LISTED = 5  # people in the printed summary, those seen longest first
+DRAWN = 20  # people in the timeline
+BLINK = 1.0  # seconds that a face may be away without a gap in its timeline
+
+
+class Table:
+    """A file of rows, one for each face in each frame, within `with`: .csv, or .jsonl with a JSON object a line.
+
+    Every frame's rows are handed to the system at once, so a program that is killed leaves whole rows.
+    Raises UserError when the file exists already and `overwrite` is not set, or can't be written.
+    """
+
+    def __init__(self, path, labels, overwrite=False):
+        self.path, self.labels = Path(path), labels
+        try:
+            self.file = open(path, "w" if overwrite else "x", encoding="utf-8", newline="")
+        except FileExistsError:
+            raise UserError(f"{path}: exists already; choose another name, or give --overwrite") from None
+        except OSError as error:
+            raise UserError(f"{path}: can't be written ({error.strerror})") from None
+        self.rows = csv.writer(self.file) if self.path.suffix.lower() == ".csv" else None
+        if self.rows:
+            self.rows.writerow([*COLUMNS, *labels])
+
+    def __enter__(self):
+        return self
+
+    def write(self, source, frame, faces):
+        """Append the faces of a frame. source: its name. frame: with number, seconds. faces: with number, box, label,
+        confidence and probabilities, the latter in the order of the table's labels."""
+        for face in faces:
+            confidence, *probabilities = (round(float(value), 4) for value in (face.confidence, *face.probabilities))
+            place = [str(source), frame.number, round(frame.seconds, 3), face.number, *face.box]
+            values = [*place, face.label, confidence, *probabilities]
+            if self.rows:
+                self.rows.writerow(values)
+            else:
+                self.file.write(json.dumps(dict(zip([*COLUMNS, *self.labels], values, strict=True))) + "\n")
+        self.file.flush()
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+class Summary:
+    """How long each person showed which expression, in a film or before a camera; how often, in pictures."""
+
+    def __init__(self):
+        self.shown, self.stretches = {}, {}  # of each person: seconds by label; [label, start, end] in order
+        self.source = self.before = None
+
+    def add(self, source, frame, faces, still):
+        """Count the faces of a frame; source, frame and faces as `Table.write` takes them.
+
+        still: a picture, whose faces nobody follows: each counts once."""
+        gap = frame.seconds - self.before if source == self.source else 0
+        self.source, self.before = source, frame.seconds
+        for face in faces:
+            person = "pictures" if still else (str(source), face.number)
+            self.shown.setdefault(person, Counter())[face.label] += 1 if still else gap
+            if still:
+                continue
+            stretches = self.stretches.setdefault(person, [])
+            if stretches and stretches[-1][0] == face.label and frame.seconds - stretches[-1][2] < BLINK:
+                stretches[-1][2] = frame.seconds
+            else:
+                stretches.append([face.label, frame.seconds - gap, frame.seconds])
+
+    def people(self, most):
+        """At most so many people, those seen longest first."""
+        return sorted(self.shown, key=lambda person: -self.shown[person].total())[:most]
+
+    def describe(self):
+        """A line for each of those seen longest: which part of their time they showed which expression."""
+        several = len({person[0] for person in self.shown}) > 1
+        lines = []
+        for person in self.people(LISTED):
+            shown, total = self.shown[person].most_common(), self.shown[person].total()
+            if not total:  # seen in a single frame
+                continue
+            shares = ", ".join(f"{label} {seconds / total:.0%}" for label, seconds in shown)
+            if person == "pictures":
+                lines.append(f"{total} faces in pictures: {shares}")
+            else:
+                lines.append(f"{f'{person[0]}, ' if several else ''}person {person[1]}, {total:.1f} s: {shares}")
+        if len(self.shown) > LISTED:
+            lines.append(f"and {len(self.shown) - LISTED} others")
+        return "\n".join(lines)
+
+    def draw(self, path, colours):
+        """Draw the timeline of those seen longest, a row a person, into the picture file `path`.
+
+        colours: of a label, (blue, green, red), 0 to 255."""
+        import matplotlib  # here, for it takes a second, and only this needs it
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        people = [person for person in self.people(DRAWN) if person in self.stretches]
+        figure, axes = pyplot.subplots(figsize=(10, 1.5 + 0.35 * len(people)), layout="constrained")
+        several = len({source for source, _ in people}) > 1
+        drawn = {}
+        for row, person in enumerate(people):
+            for label, start, end in self.stretches[person]:
+                blue, green, red = colours.get(label, (128, 128, 128))
+                bar = axes.barh(row, end - start, left=start, color=(red / 255, green / 255, blue / 255), height=0.8)
+                drawn.setdefault(label, bar)
+        names = [f"{source} {number}" if several else f"person {number}" for source, number in people]
+        axes.set_yticks(range(len(people)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds")
+        axes.set_title("Expressions over time")
+        if drawn:
+            axes.legend(drawn.values(), drawn.keys(), ncols=8, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+        figure.savefig(path, dpi=100)
+        pyplot.close(figure)

@@ -1,0 +1,113 @@
+"""Tables of what was seen, and the summary of who showed what for how long."""
+
+import csv
+import json
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+from expressions import EMOTIONS, UserError
+from expressions.results import COLUMNS, Summary, Table
+
+
+class Frame(NamedTuple):
+    number: int
+    seconds: float
+
+
+class Face(NamedTuple):
+    number: int
+    label: str
+    box: tuple = (1, 2, 30, 40)
+    confidence: float = 0.5
+    probabilities: np.ndarray = np.float32([0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_row_a_face_a_frame(tmp_path, ending):
+    path = tmp_path / f"seen.{ending}"
+    with Table(path, EMOTIONS) as table:
+        table.write("film, one.mp4", Frame(0, 0.0), [Face(1, "angry"), Face(2, "sad")])
+        table.write("film, one.mp4", Frame(1, 1 / 30), [])
+        table.write("film, one.mp4", Frame(2, 2 / 30), [Face(2, "sad")])
+        text = path.read_text()  # already there while the table is open
+    rows = (
+        list(csv.DictReader(text.splitlines())) if ending == "csv" else [json.loads(row) for row in text.splitlines()]
+    )
+    assert [list(row) for row in rows] == [[*COLUMNS, *EMOTIONS]] * 3
+    assert [(int(row["frame"]), int(row["track"]), row["label"]) for row in rows] == [
+        (0, 1, "angry"), (0, 2, "sad"), (2, 2, "sad"),
+    ]  # fmt: skip
+    last = rows[-1]
+    assert last["source"] == "film, one.mp4" and float(last["seconds"]) == pytest.approx(0.067)
+    assert [int(last[name]) for name in ("x", "y", "width", "height")] == [1, 2, 30, 40]
+    assert float(last["confidence"]) == float(last["angry"]) == 0.5 and float(last["surprise"]) == 0
+
+
+def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
+    path = tmp_path / "seen.csv"
+    path.write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        Table(path, EMOTIONS)
+    assert path.read_text() == "precious"
+    with Table(path, EMOTIONS, overwrite=True):
+        pass
+    assert path.read_text().startswith("source,")
+    with pytest.raises(UserError, match="can't be written"):
+        Table(tmp_path / "none" / "seen.csv", EMOTIONS)
+
+
+def film(summary, name, labels_by_person, rate=10):
+    for number in range(max(map(len, labels_by_person.values()))):
+        faces = [Face(person, labels[number]) for person, labels in labels_by_person.items() if number < len(labels)]
+        summary.add(name, Frame(number, number / rate), faces, still=False)
+
+
+def test_shares_of_time_for_each_person():
+    summary = Summary()
+    film(summary, "a.mp4", {1: ["happy"] * 31 + ["sad"] * 10, 2: ["neutral"] * 21})
+    assert summary.describe() == "person 1, 4.0 s: happy 75%, sad 25%\nperson 2, 2.0 s: neutral 100%"
+    film(summary, "b.mp4", {1: ["angry"] * 11})
+    assert summary.describe().splitlines()[2] == "b.mp4, person 1, 1.0 s: angry 100%"
+
+
+def test_frames_that_come_late_count_for_longer():
+    summary = Summary()
+    for number, (seconds, label) in enumerate([(5.0, "sad"), (5.1, "sad"), (6.0, "happy"), (6.1, "sad")]):
+        summary.add("0", Frame(number, seconds), [Face(1, label)], still=False)
+    assert summary.describe() == "person 1, 1.1 s: happy 82%, sad 18%"
+
+
+def test_many_people_and_pictures():
+    summary = Summary()
+    film(summary, "a.mp4", {person: ["happy"] * (5 + person) for person in range(1, 10)})
+    lines = summary.describe().splitlines()
+    assert lines[0].startswith("person 9") and lines[-1] == "and 4 others" and len(lines) == 6
+    pictures = Summary()
+    for name in ("a.png", "b.png"):
+        pictures.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], still=True)
+    assert pictures.describe() == "4 faces in pictures: happy 50%, sad 50%"
+    assert Summary().describe() == ""
+
+
+def test_the_timeline_shows_each_stretch_in_its_colour(tmp_path):
+    summary = Summary()
+    film(summary, "a.mp4", {1: ["happy"] * 30 + ["sad"] * 10, 2: ["sad"] * 5})
+    assert [stretch[0] for stretch in summary.stretches["a.mp4", 1]] == ["happy", "sad"]
+    summary.draw(tmp_path / "timeline.png", {"happy": (66, 228, 240), "sad": (178, 114, 0)})
+    picture = cv2.imread(str(tmp_path / "timeline.png"))
+    happy, sad = ((picture == colour).all(axis=2).sum() for colour in ((66, 228, 240), (178, 114, 0)))
+    assert happy > 1.5 * sad > 0  # 2.9 seconds against 1.4
+
+
+def test_a_timeline_of_nobody(tmp_path):
+    Summary().draw(tmp_path / "timeline.png", {})
+    assert cv2.imread(str(tmp_path / "timeline.png")) is not None
+
+
+def test_what_is_kept_of_a_long_film_doesn_t_grow_with_its_frames():
+    summary = Summary()
+    film(summary, "a.mp4", {1: ["happy"] * 5000})
+    assert len(summary.stretches["a.mp4", 1]) == 1
