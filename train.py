@@ -22,11 +22,14 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter hides the program's own words
-
-import keras
 import numpy as np
-from keras import callbacks, layers
+
+from expressions import quiet
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's chatter hides the program's own words
+with quiet():  # its greeting as well
+    import keras
+    from keras import callbacks, layers
 
 from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
@@ -35,9 +38,9 @@ from expressions.classifier import SCALINGS, Classifier, read_facts, write_facts
 from expressions.targets import label_outputs, loss_and_accuracy, targets, votes_layer
 
 HERE = Path(__file__).resolve().parent
-EPOCHS, SYNTHETIC_EPOCHS = 60, 8
+EPOCHS, SYNTHETIC_EPOCHS = 100, 8
 SYNTHETIC_FACES = {"train": 200, "validation": 50}  # per class
-LEARNING_RATE, WEIGHT_DECAY = 0.05, 5e-3
+LEARNING_RATE, WEIGHT_DECAY = 0.1, 5e-3
 LABEL_SMOOTHING = 0.1  # faces are labelled noisily: people agree with FER2013 about two times in three
 TEACHER_SHARE = 0.5  # of what teachers say in the label that a network learns from
 RARE_CLASSES = 0.3  # 0 to 1: by how much the model makes up for expecting a rare class less
@@ -52,11 +55,12 @@ def compact_network(outputs, activation):
     return keras.Sequential(
         [
             keras.Input((IMAGE_SIZE, IMAGE_SIZE, 1)),
-            *convolution(32, pooled=True), layers.Dropout(0.1),                      # 24 x 24 x 32
-            *convolution(64), *convolution(64, pooled=True), layers.Dropout(0.1),    # 12 x 12 x 64
-            *convolution(128), *convolution(128, pooled=True), layers.Dropout(0.2),  # 6 x 6 x 128
-            *convolution(256), *convolution(256),                                    # 6 x 6 x 256
-            layers.GlobalAveragePooling2D(), layers.Dropout(0.3),                    # 256
+            *convolution(32, pooled=True),                      # 24 x 24 x 32
+            *convolution(64), *convolution(64, pooled=True),    # 12 x 12 x 64
+            *convolution(128), *convolution(128, pooled=True),  # 6 x 6 x 128
+            *convolution(256), *convolution(256),               # 6 x 6 x 256
+            layers.GlobalAveragePooling2D(),                    # 256
+            layers.Dropout(0.3),
             layers.Dense(outputs, activation, dtype="float32"),
         ],
         name="compact",
@@ -242,8 +246,8 @@ def train(data, options):
     settings |= {"epochs": options.epochs, "data": data.fingerprint(), "teachers": teachers}
     remembering = [
         BestModel(best, monitor="val_accuracy", mode="max"),
-        callbacks.EarlyStopping(monitor="val_loss", patience=20, verbose=1),
-        callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=10, verbose=1),
+        callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
+        callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),
     ]
     backup = Backup(folder / "state.npz", settings, remembering, history, train_images)
     epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
