@@ -5,16 +5,35 @@ Training, evaluation and the webcam all go through `prepare` and `SCALE`, so a m
 saw in training.
 """
 
+import contextlib
+import os
+
 import cv2
 import numpy as np
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+UNCERTAIN = "uncertain"  # stands in the place of a label where none is likely enough
 IMAGE_SIZE = 48  # pixels, width and height
 SCALE = 1 / 255  # the network's input is a pixel (0..255) times SCALE
 
 
 class UserError(Exception):
     """Something the user can mend. Its one line says what is wrong, where, and what to do."""
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep from the screen what libraries tell of themselves there, also those that aren't written in Python."""
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        for stream in kept:
+            os.dup2(nowhere.fileno(), stream)
+        try:
+            yield
+        finally:
+            for stream, copy in kept.items():
+                os.dup2(copy, stream)
+                os.close(copy)
 
 
 def prepare(image, size=IMAGE_SIZE):

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from expressions import IMAGE_SIZE, SCALE, UserError, prepare
+from expressions import IMAGE_SIZE, SCALE, UserError, prepare, quiet
 
 # A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
@@ -93,7 +93,8 @@ def load_network(path, labels):
     each of `labels`, and where the file has a layer for votes (see `write_votes`), a column for each of its answers.
 
     Raises UserError when Keras can't load it, its input is no square picture, or its output doesn't fit the labels."""
-    import keras  # here, for it takes seconds, and a compiled network does without
+    with quiet():  # TensorFlow greets
+        import keras  # here, for it takes seconds, and a compiled network does without
 
     def as_keras_2_saved(layer):
         # passes over what Keras 2 wrote into a file for the layer though it meant nothing

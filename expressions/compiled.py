@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from expressions import quiet
+
 TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
 SAMPLES = 64  # pictures that both have to agree on
 
@@ -83,18 +85,3 @@ def place(model):
     """Where the compiled network of the .h5 file `model` is kept."""
     digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()[:12]
     return Path(model).with_suffix(f".{digest}.tflite")
-
-
-@contextlib.contextmanager
-def quiet():
-    """Keep from the screen what libraries tell of themselves there, also those that aren't written in Python."""
-    kept = {stream: os.dup(stream) for stream in (1, 2)}
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        for stream in kept:
-            os.dup2(nowhere.fileno(), stream)
-        try:
-            yield
-        finally:
-            for stream, copy in kept.items():
-                os.dup2(copy, stream)
-                os.close(copy)

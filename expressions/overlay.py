@@ -1,6 +1,9 @@
 """Draw what was found on a frame."""
 
 import cv2
+import numpy as np
+
+from expressions import UNCERTAIN
 
 # Okabe and Ito's palette (2008), which colour-blind people can tell apart; blue, green, red
 COLOURS = {
@@ -11,28 +14,71 @@ COLOURS = {
     "neutral": (220, 220, 220),
     "sad": (178, 114, 0),
     "surprise": (233, 180, 86),
+    UNCERTAIN: (130, 130, 130),
 }
 OTHER_COLOUR = (0, 159, 230)
+DARK, LIGHT = (0, 0, 0), (255, 255, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw(frame, faces, status=""):
-    """Draw each face's box, label and confidence, and a line of status, on a copy of the frame.
+def draw(frame, faces, labels=()):
+    """Draw each face's box, number, label and confidence on a copy of the frame, and bars of all its probabilities
+    where `labels` names them.
 
-    frame: BGR uint8 (height, width, 3). faces: with box (x, y, width, height in pixels), label, confidence (0 to 1).
+    frame: BGR uint8 (height, width, 3). faces: with box (x, y, width, height in pixels), number (None is not drawn),
+    label, confidence (0 to 1) and probabilities (0 to 1, in the order of `labels`).
     """
-    picture = frame.copy()
-    scale = max(0.4, min(frame.shape[:2]) / 800)
+    picture, scale = frame.copy(), scale_of(frame)
     for face in faces:
         colour = COLOURS.get(face.label, OTHER_COLOUR)
         x, y, width, height = face.box
         line = max(1, round(3 * scale))
-        cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), (0, 0, 0), line + 2)  # seen on any background
-        cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), colour, line)
-        write(picture, f"{face.label} {face.confidence:.0%}", (x, y), scale, colour)
-    if status:
-        write(picture, status, (0, frame.shape[0]), scale * 0.8, (220, 220, 220))
+        for outline, ink in ((line + 2, DARK), (line, colour)):  # the dark rim is seen on any background
+            cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), ink, outline)
+        if labels:
+            draw_bars(picture, face, labels, scale)
+    for face in faces:  # last, so that nothing covers a text
+        number = "" if face.number is None else f"{face.number} "
+        sureness = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
+        colour = COLOURS.get(face.label, OTHER_COLOUR)
+        write(picture, f"{number}{face.label}{sureness}", face.box[:2], scale, colour)
     return picture
+
+
+def draw_bars(picture, face, labels, scale):
+    """A bar for each probability of a face, beside its box: on the side where there is more room."""
+    row, margin = round(24 * scale), round(6 * scale)
+    names = max(cv2.getTextSize(label, FONT, scale * 0.7, 1)[0][0] for label in labels)
+    longest = round(90 * scale)
+    width, height = names + longest + 3 * margin, row * len(labels) + margin
+    x, y, box_width, _ = face.box
+    right = picture.shape[1] - x - box_width
+    left = x + box_width + margin if right >= x else x - margin - width
+    left = max(0, min(left, picture.shape[1] - width))
+    top = max(0, min(max(y, 2 * row), picture.shape[0] - height))  # under a label at the upper edge
+    panel = picture[top : top + height, left : left + width]
+    panel[:] = panel // 4  # darkened, so that the scene stays to be seen
+    for index, (label, probability) in enumerate(zip(labels, face.probabilities, strict=True)):
+        bottom = (index + 1) * row
+        cv2.putText(
+            panel, label, (margin, bottom - row // 6), FONT, scale * 0.7, LIGHT, max(1, round(1.5 * scale)), cv2.LINE_AA
+        )
+        start, end = 2 * margin + names, 2 * margin + names + round(longest * float(probability))
+        cv2.rectangle(
+            panel, (start, bottom - row + margin), (end, bottom), COLOURS.get(label, OTHER_COLOUR), cv2.FILLED
+        )
+
+
+def write_line(picture, text):
+    """Write a small line of text into the lower left corner of a picture, in place, as small as it has to be to fit."""
+    scale = scale_of(picture) * 0.75
+    fits = scale * 0.95 * picture.shape[1] / cv2.getTextSize(text, FONT, scale, 1)[0][0]
+    write(picture, text, (0, picture.shape[0]), min(scale, fits), (60, 60, 60))
+
+
+def scale_of(picture):
+    """The size of letters, so that they can be read in a picture of any size."""
+    return max(0.4, min(picture.shape[:2]) / 800)
 
 
 def write(picture, text, corner, scale, colour):
@@ -44,7 +90,6 @@ def write(picture, text, corner, scale, colour):
     left = max(0, min(corner[0], picture.shape[1] - plate_width))
     top = max(0, min(corner[1], picture.shape[0]) - plate_height)
     cv2.rectangle(picture, (left, top), (left + plate_width, top + plate_height), colour, cv2.FILLED)
-    blue, green, red = colour
-    dark_text = 0.114 * blue + 0.587 * green + 0.299 * red > 110  # ITU-R BT.601 luma
-    ink = (0, 0, 0) if dark_text else (255, 255, 255)
+    luma = np.dot(colour, (0.114, 0.587, 0.299))  # ITU-R BT.601, of blue, green, red
+    ink = DARK if luma > 110 else LIGHT
     cv2.putText(picture, text, (left + margin, top + margin + height), FONT, scale, ink, thickness, cv2.LINE_AA)

@@ -93,8 +93,9 @@ class Summary:
                 lines.append(f"{total} faces in pictures: {shares}")
             else:
                 lines.append(f"{f'{person[0]}, ' if several else ''}person {person[1]}, {total:.1f} s: {shares}")
-        if len(self.shown) > LISTED:
-            lines.append(f"and {len(self.shown) - LISTED} others")
+        others = len(self.shown) - LISTED
+        if others > 0:
+            lines.append(f"and {others} other{'s' if others > 1 else ''}")
         return "\n".join(lines)
 
     def draw(self, path, colours):
@@ -121,6 +122,6 @@ class Summary:
         axes.set_xlabel("seconds")
         axes.set_title("Expressions over time")
         if drawn:
-            axes.legend(drawn.values(), drawn.keys(), ncols=8, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+            figure.legend(drawn.values(), drawn.keys(), ncols=8, loc="outside lower center")
         figure.savefig(path, dpi=100)
         pyplot.close(figure)

@@ -1,83 +1,256 @@
-"""Frames in and out: cameras, video files and images; a window; annotated files."""
+"""Frames in and out: cameras, live streams, video files and images; a window; annotated files."""
 
+import glob
 import os
+import re
 import socket
 import sys
+import threading
 import time
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from expressions import UserError
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
+
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-# what OpenCV's wheels can write; browsers play WebM only, other players all three
+VIDEO_ENDINGS = set(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+# what OpenCV's wheels can write: browsers play WebM alone, most players all three; per frame of 640x480 VP8 takes 25
+# times as long as mp4v, and VP9, which browsers would play in .mp4, 200 times
 CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG"}
 USUAL_RATE = 30  # frames per second, where a source doesn't tell
+LOST_AFTER = 5  # seconds without a frame until a camera or stream is given up; before that it is opened again
+STALLED_AFTER = 2  # seconds without a frame until it is opened again
+BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live source is lost, a file at its end
+CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
+ADDRESS = re.compile("[a-z][a-z0-9+.-]+://[^/?#]*([^?#]*)", re.IGNORECASE)  # with its path
+# how to open a camera: what OpenCV takes by itself needs half a minute on Windows
+INTERFACES = {"linux": cv2.CAP_V4L2, "win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION}
+ADVICE = {
+    "linux": "plug it in, close other programs that use it, join the group that may (sudo usermod -aG video $USER)",
+    "win32": "plug it in, close other programs that use it, let desktop apps use it (Settings, Privacy, Camera)",
+    "darwin": "plug it in, let the terminal use it (System Settings, Privacy & Security, Camera) and start anew",
+}
+
+
+class Frame(NamedTuple):
+    """image: BGR uint8 (height, width, 3). number: counts from 0 the frames that the source gave. seconds: its time in
+    the film; in a live source the time since the first frame; 0 for an image."""
+
+    image: np.ndarray
+    number: int
+    seconds: float
+
+
+def is_camera(source):
+    """Whether it is the index of a camera (unless there is a file of that name) or the path of one on Linux."""
+    return CAMERA.fullmatch(source) is not None and not os.path.isfile(source)
+
+
+def expand(source):
+    """The single sources that a word of the command line names, as a list of strings for `Source`.
+
+    A folder, without the folders in it, and a pattern such as "holiday/*.jpg" become their images and videos, told by
+    the endings, in natural order: 2 before 10. All else is returned as it is. What exists under its name is no pattern.
+    Digits are a camera's index unless a file has that name; a folder called 0 is written ./0.
+    Raises UserError for a folder or pattern without images and videos.
+    """
+    if os.path.isdir(source) and not is_camera(source):
+        found = [os.path.join(source, name) for name in os.listdir(source)]
+    elif glob.has_magic(source) and not (ADDRESS.match(source) or os.path.exists(source)):
+        found = glob.glob(source, recursive=True)
+    else:
+        return [source]
+    endings = IMAGE_ENDINGS | VIDEO_ENDINGS
+    shown = [path for path in map(Path, found) if path.suffix.lower() in endings and not path.name.startswith(".")]
+    names = [str(path) for path in shown if path.is_file()]
+    if not names:
+        raise UserError(f"{source}: no image or video there; known endings are {', '.join(sorted(endings))}")
+    return sorted(names, key=lambda name: [int(x) if x.isdigit() else x.lower() for x in re.split("([0-9]+)", name)])
+
+
+def parse_size(text):
+    """(width, height) in pixels that a text such as "1280x720" names. Raises UserError where it doesn't."""
+    match = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.lower())
+    if not match:
+        raise UserError(f"--size {text}: not a size; give width and height in pixels, such as 1280x720")
+    return int(match[1]), int(match[2])
+
+
+def decode(data):
+    """The image in `data`, a file's bytes as a uint8 array, or None if it isn't one. Returns BGR uint8 (height, width,
+    3), turned upright as its EXIF data say; what is transparent lies on white, as in most viewers."""
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        layers = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if image is not None else None
+    except cv2.error:  # nothing in it, or too much
+        return None
+    if image is None or layers.ndim < 3 or layers.shape[2] < 4:
+        return image
+    most = np.iinfo(layers.dtype).max
+    colour, opacity = layers[:, :, :3] * np.float32(255 / most), layers[:, :, 3:] * np.float32(1 / most)
+    return np.uint8(255 - (255 - colour) * opacity + 0.5)
 
 
 class Source:
-    """Frames, BGR uint8 (height, width, 3), from a camera, a video file or an image: iterate over it, within `with`.
+    """The Frames of a camera, a live stream, a video file or an image: iterate over it, within `with`.
 
-    source: a camera's index ("0") or a path. still: whether it is a single image. rate: frames per second, None for a
-    camera. Raises UserError when it can't be opened, or breaks off before its first frame.
+    Every frame of a file comes, in order; of a live source the newest one, so that a slow program can't fall behind.
+    source: one of `expand`. size: (width, height) to ask of a camera, None for its own choice.
+
+    name: the source, without the user and password of an address. camera, live, still: whether it is a camera; a camera
+    or a stream; a single image. rate: frames per second, None where it isn't a video file. length: how many frames the
+    file says it has, None if unknown. seconds: the latest frame's time. skipped: broken frames left out so far.
+    dropped: live frames that newer ones replaced. missing: seconds by which a file, read to its end, falls short of the
+    length it names, if more than one; it is damaged, or was cut without being encoded again.
+    Raises UserError when it can't be opened or read, and when a live source is lost and not back in LOST_AFTER seconds.
     """
 
-    def __init__(self, source):
-        self.name, self.capture, self.picture, self.rate = str(source), None, None, None
-        camera = self.name.isdecimal() and len(self.name) < 4
-        path = Path(self.name)
-        if not camera and not path.is_file():
-            raise UserError(f"{path}: no such video or image; give a file, or the index of a camera such as 0")
-        if path.suffix.lower() in IMAGE_ENDINGS and not camera:
-            data = np.fromfile(path, np.uint8)
-            self.picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-            if self.picture is None:
-                raise UserError(f"{path}: not an image that OpenCV can read")
-        else:
-            self.open(int(self.name) if camera else str(path), camera)
-        self.still = self.picture is not None
-
-    def open(self, source, camera):
-        level = cv2.utils.logging.getLogLevel()
+    def __init__(self, source, size=None):
+        self.address, self.size = str(source), size
+        self.camera, self.remote = is_camera(self.address), ADDRESS.match(self.address)
+        self.name = re.sub("//[^/]*@", "//", self.address) if self.remote else self.address
+        ending = Path(self.remote[1] if self.remote else self.address).suffix.lower()
+        self.still = ending in IMAGE_ENDINGS and not self.camera
+        self.live = self.camera or (bool(self.remote) and ending not in IMAGE_ENDINGS | VIDEO_ENDINGS)
+        self.rate = self.length = self.capture = self.reader = None
+        self.seconds, self.skipped, self.dropped, self.missing = 0.0, 0, 0, 0.0
+        self.news, self.closing = threading.Event(), threading.Event()
+        there = os.path.exists(self.address) and not os.path.isdir(self.address)
+        if not (self.camera or self.remote or there):
+            self.fail("no such video or image; give a file, an address, or the index of a camera such as 0")
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our one line says it better
+        self.frames = self.read_live() if self.live else self.read_image() if self.still else self.read_film()
         try:
-            # Windows takes half a minute to open a camera through its default interface
-            interface = cv2.CAP_DSHOW if camera and sys.platform == "win32" else cv2.CAP_ANY
-            self.capture = cv2.VideoCapture(source, interface)
-        finally:
-            cv2.utils.logging.setLogLevel(level)
-        self.first = self.capture.read()[1] if self.capture.isOpened() else None
+            self.first = next(self.frames, None)
+        except BaseException:
+            self.__exit__()
+            raise
         if self.first is None:
-            self.capture.release()
-            if not camera:
-                raise UserError(f"{source}: not a video that OpenCV can read")
-            raise UserError(
-                f"camera {source}: can't be opened; plug it in, close other programs that use it, allow this one to, "
-                "or name another source with --source"
-            )
-        if not camera:
-            rate = self.capture.get(cv2.CAP_PROP_FPS)
-            self.rate = rate if 1 <= rate <= 240 else USUAL_RATE  # files may say 0, NaN or a clock's ticks
+            self.fail(f"not {'an image' if self.still else 'a video'} that OpenCV can read")
 
     def __iter__(self):
-        if self.still:
-            yield self.picture
-            return
-        frame = self.first
-        while frame is not None:
-            yield frame
-            frame = self.capture.read()[1]
-        if self.rate is None:
-            raise UserError(f"camera {self.name}: gives no more pictures; plug it in again and start anew")
+        for number, (image, seconds) in enumerate(chain([self.first], self.frames)):
+            self.seconds = seconds
+            yield Frame(image, number, seconds)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if self.capture:
+        self.closing.set()
+        if self.reader:
+            self.reader.join(0.5)  # stuck in a read it is left alone; it ends by itself, or with the program
+        elif self.capture:
             self.capture.release()
+
+    def fail(self, what):
+        if self.camera:
+            advice = ADVICE.get(sys.platform, "plug it in")
+            raise UserError(f"camera {self.name}: {what}; {advice}, or name another with --source")
+        raise UserError(f"{self.name}: {what}" + ("; look at the network and at the address" if self.remote else ""))
+
+    def open(self):
+        """A new cv2.VideoCapture of it, which may turn out not to be open."""
+        if self.remote:
+            options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * LOST_AFTER)]
+            options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * STALLED_AFTER)]
+            options += [cv2.CAP_PROP_N_THREADS, 1] * self.live  # every further one in the decoder holds a frame back
+            return cv2.VideoCapture(self.address, cv2.CAP_FFMPEG, options)
+        if not self.camera:
+            return cv2.VideoCapture(os.path.abspath(self.address))  # FFmpeg takes a mere "12:30.mp4" for a protocol
+        index = int(self.address) if self.address.isdecimal() else self.address
+        capture = cv2.VideoCapture(index, INTERFACES.get(sys.platform, cv2.CAP_ANY))
+        if not capture.isOpened():
+            capture = cv2.VideoCapture(index)
+        if self.size:
+            # uncompressed, larger pictures come at a few frames per second: USB 2 has no room for more
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG"))
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, self.size[0])
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self.size[1])
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        return capture
+
+    def read_image(self):
+        if self.remote:
+            capture = self.open()
+            capture.set(cv2.CAP_PROP_FORMAT, -1)  # the file's bytes, for FFmpeg would neither turn nor blend it
+            data = capture.read()[1]
+        else:
+            data = np.fromfile(self.address, np.uint8)
+        image = None if data is None else decode(data)
+        if image is not None:
+            yield image, 0.0
+
+    def read_film(self):
+        self.capture = self.open()
+        rate, length = self.capture.get(cv2.CAP_PROP_FPS), self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        known = 0.1 <= rate <= 500  # files may say 0, NaN or a clock's ticks
+        self.rate = rate if known else USUAL_RATE
+        self.length = int(length) if known and 0 < length < 1e9 else None
+        end = self.length / self.rate if self.length else float("inf")
+        over, broken, failing = 0.0, 0, 0.0  # over: when the latest frame is
+        # a read fails on a broken frame just as after the last one, but the next read goes on behind it
+        while broken < BROKEN_IN_A_FILE and (not broken or time.perf_counter() - failing < LOST_AFTER):
+            good, image = self.capture.read()
+            if good:
+                self.skipped, broken = self.skipped + broken, 0
+                told = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                seconds = told if over - 1 / self.rate < told < end + 1 else over  # some frames lack their time
+                over = seconds + 1 / self.rate
+                yield image, seconds
+            else:
+                failing = failing if broken else time.perf_counter()
+                broken += 1
+        self.missing = end - over if self.length and end - over > 1 else 0.0
+
+    def read_live(self):
+        """The newest frame at every turn. A thread reads them, so that neither they nor a Ctrl-C have to wait."""
+        if self.camera:
+            self.capture = self.open()  # not in the thread: macOS asks the user for leave in the main one only
+        self.newest, self.refused = (None, 0.0, 0), False  # image, when it came, how many have come
+        self.reader = threading.Thread(target=self.follow, daemon=True)
+        self.reader.start()
+        began, seen = 0.0, 0
+        while True:
+            until = time.perf_counter() + (LOST_AFTER if seen else 2 * LOST_AFTER)
+            while self.newest[2] == seen:
+                if self.refused or time.perf_counter() > until:
+                    self.fail(f"lost, and not back in {LOST_AFTER} seconds" if seen else "can't be opened")
+                self.news.wait(0.1)  # not longer: Windows heeds Ctrl-C between waits only
+                self.news.clear()
+            image, came, count = self.newest
+            if seen:
+                self.dropped += count - seen - 1
+            else:
+                began = came
+            seen = count
+            yield image, came - began
+
+    def follow(self):
+        """What the thread does: keep the newest frame, and open the source again when it is lost."""
+        capture = self.capture or self.open()
+        self.refused = not capture.isOpened()
+        broken, count, heard = 0, 0, time.perf_counter()
+        while not (self.refused or self.closing.is_set()):
+            good, image = capture.read()
+            if good:
+                self.skipped, broken = self.skipped + broken, 0
+                heard, count = time.perf_counter(), count + 1
+                self.newest = image, heard, count
+                self.news.set()
+                continue
+            broken += 1
+            if broken > BROKEN_LIVE or time.perf_counter() - heard > STALLED_AFTER:
+                capture.release()
+                self.closing.wait(0.2)
+                capture, broken, heard = self.open(), 0, time.perf_counter()
+        capture.release()
 
 
 def has_display():
@@ -106,12 +279,11 @@ def has_display():
 class Window:
     """A window on the screen, within `with`.
 
-    rate: frames per second that `show` does not exceed, so that a file plays at its own speed; None for no limit.
     Raises UserError when there is no screen, or this OpenCV can't open windows.
     """
 
-    def __init__(self, title, rate=None):
-        self.title, self.pause, self.due = title, 1 / rate if rate else 0, 0.0
+    def __init__(self, title):
+        self.title, self.due = title, 0.0
 
     def __enter__(self):
         if not has_display():
@@ -128,23 +300,28 @@ class Window:
         self.sized = False
         return self
 
-    def show(self, frame):
-        """Show a frame. Returns the character of the key that was pressed since the last one ("" if none), or None
-        once the window was closed."""
+    def show(self, frame, rate=None):
+        """Show a frame, at most `rate` of them a second, so that a film plays at its own speed.
+
+        Returns the character of the key that was pressed since the last one ("" if none), None once the window was
+        closed."""
         if not self.sized:
-            cv2.resizeWindow(self.title, frame.shape[1], frame.shape[0])
+            height, width = frame.shape[:2]
+            shrink = min(1, 1280 / width, 800 / height)  # a photo is larger than a screen
+            cv2.resizeWindow(self.title, max(1, round(shrink * width)), max(1, round(shrink * height)))
             self.sized = True
         cv2.imshow(self.title, frame)
         wait = max(1, round(1000 * (self.due - time.perf_counter())))
-        key = cv2.waitKey(wait)
-        self.due = max(self.due, time.perf_counter() - self.pause) + self.pause
+        key = cv2.waitKeyEx(wait) & 0xFFFF  # above it GTK puts the state of Shift and the like
+        pause = 1 / rate if rate else 0
+        self.due = max(self.due, time.perf_counter() - pause) + pause
         try:
             closed = cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
         except cv2.error:  # Qt's answer once the last window is closed
             closed = True
         if closed:
             return None
-        return chr(key & 0xFF) if key != -1 else ""
+        return chr(key) if 0 < key < 128 else ""  # cut to a byte, as waitKey does it, an arrow would be a Q or an S
 
     def __exit__(self, *_):
         cv2.destroyAllWindows()
@@ -167,47 +344,87 @@ def show_picture(path):
 class Recording:
     """A file that annotated frames go to, within `with`: a video, or an image where the source is one.
 
-    Raises UserError when the file's ending doesn't fit, it exists already, or it can't be written.
+    It grows as NAME.partial.ENDING and gets its name at the end of `with`, also when an exception ends it. A video has
+    the source's rate (USUAL_RATE where there is none), and each frame the time it had in the source: a gap is filled
+    with the frame before it; of frames closer than the rate allows the first is kept. There is no sound.
+    Raises UserError when the ending doesn't fit, the file exists and `overwrite` is False, or it can't be written.
     """
 
-    def __init__(self, path, source):
-        self.path, self.still, self.writer = Path(path), source.still, None
-        self.live, self.rate = source.rate is None, source.rate or USUAL_RATE
-        endings = IMAGE_ENDINGS if self.still else CODECS
+    def __init__(self, path, source, overwrite=False):
+        self.path, self.source, self.overwrite = Path(path), source, overwrite
+        self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
+        self.writer, self.written = None, 0
+        rate = source.rate or USUAL_RATE
+        self.rate = round(rate, 3 if rate < 65 else 2)  # MPEG-4 can't count more than 65535 ticks a second
+        endings = IMAGE_ENDINGS if source.still else CODECS
         if self.path.suffix.lower() not in endings:
-            kind = "an image" if self.still else "a video"
-            raise UserError(f"--save {path}: {kind} is written as {', '.join(sorted(endings))}; choose such an ending")
-        if self.path.exists():
-            raise UserError(f"--save {path}: exists already; choose another name or remove it")
+            kind = "an image" if source.still else "a video"
+            self.fail(f"{kind} is written as {', '.join(sorted(endings))}; choose such an ending")
         if not self.path.resolve().parent.is_dir():
-            raise UserError(f"--save {path}: there is no folder {self.path.parent}; make it first")
+            self.fail(f"there is no folder {self.path.parent}; make it first")
+        if self.path.exists() and os.path.exists(source.address) and self.path.samefile(source.address):
+            self.fail("is the source itself; choose another name")
+        self.spare_others()
 
     def __enter__(self):
         return self
 
+    def fail(self, why):
+        raise UserError(f"--save {self.path}: {why}")
+
+    def spare_others(self):
+        if self.path.is_dir() or (self.path.exists() and not self.overwrite):
+            self.fail("exists already; choose another name or remove it, or add --overwrite")
+
     def write(self, frame):
-        """Append a frame, BGR uint8; all frames of a video have the size of the first."""
-        if self.still:
+        """Take a frame, BGR uint8 (height, width, 3), for the time of the source's latest one.
+
+        All frames of a video get the size of the first; of several ones for an image the last is kept."""
+        if self.source.still:
             try:
-                cv2.imencode(self.path.suffix, frame)[1].tofile(self.path)
-            except OSError as error:
-                raise UserError(f"--save {self.path}: can't be written ({error.strerror})") from None
+                self.partial.write_bytes(cv2.imencode(self.path.suffix, frame)[1])
+            except (OSError, cv2.error) as error:
+                self.partial.unlink(missing_ok=True)
+                self.fail(f"can't be written ({getattr(error, 'strerror', None) or 'too large for this ending'})")
+            self.written = 1
             return
         if self.writer is None:
-            codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
-            self.size = frame.shape[1::-1]
-            self.writer = cv2.VideoWriter(str(self.path), codec, self.rate, self.size)
-            if not self.writer.isOpened():
-                raise UserError(f"--save {self.path}: OpenCV can't write this file; try another folder, or .avi")
-            self.began, self.written = time.perf_counter(), 0
+            self.size, self.began = frame.shape[1::-1], self.source.seconds
+            self.open()
         if frame.shape[1::-1] != self.size:
             frame = cv2.resize(frame, self.size)
-        # a camera's frames come as they come: each is repeated until the video has caught up with the clock
-        due = (time.perf_counter() - self.began) * self.rate if self.live else self.written
+        due = round((self.source.seconds - self.began) * self.rate)
         while self.written <= due:
-            self.writer.write(frame)
+            self.writer.write(frame if self.written == due else self.latest)
             self.written += 1
+        self.latest = frame
+
+    def open(self):
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)  # OpenCV itself writes there that it doesn't know a tag, of every WebM file, though it does
+        codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
+        self.writer = cv2.VideoWriter(os.path.abspath(self.partial), codec, self.rate, self.size)
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        if not self.writer.isOpened():
+            self.fail("OpenCV can't write this file; try another folder, or .avi")
 
     def __exit__(self, *_):
         if self.writer:
             self.writer.release()
+        if not self.written:
+            return
+        if self.writer:  # which doesn't tell when the disk is full
+            capture = cv2.VideoCapture(os.path.abspath(self.partial))
+            capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
+            there = (
+                capture.read()[0] and round(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * self.rate) == self.written - 1
+            )
+            if not there:
+                self.fail(f"could not be written whole; is the disk full? What there is lies in {self.partial}")
+        self.spare_others()
+        try:
+            os.replace(self.partial, self.path)
+        except OSError as error:
+            self.fail(f"can't be replaced ({error.strerror}); the new one is {self.partial}")

@@ -1,10 +1,26 @@
 """The drawing: on a copy, in the right place, legible everywhere."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
-from expressions import overlay
-from expressions.faces import Box, Face
+from expressions import EMOTIONS, UNCERTAIN, overlay
+
+
+class Box(NamedTuple):
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class Face(NamedTuple):
+    box: Box
+    label: str
+    confidence: float
+    number: int | None = None
+    probabilities: tuple = (0.1, 0.0, 0.0, 0.9, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("size", [(240, 320), (480, 640), (1080, 1920), (120, 160)])
@@ -12,14 +28,14 @@ def test_draws_on_a_copy_at_any_size(size):
     height, width = size
     frame = np.full((height, width, 3), 90, np.uint8)
     box = Box(width // 4, height // 3, width // 4, height // 3)
-    picture = overlay.draw(frame, [Face(box, "happy", 0.93)], "25 frames/s")
+    picture = overlay.draw(frame, [Face(box, "happy", 0.93)])
     assert (frame == 90).all() and picture.shape == frame.shape
     assert (picture == overlay.COLOURS["happy"]).all(axis=2).any()
     inside = picture[box.y + box.height // 2, box.x + box.width // 2]
     assert (inside == 90).all()  # the face itself stays visible
 
 
-def test_no_face_and_no_status_change_nothing():
+def test_no_face_changes_nothing():
     frame = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
     np.testing.assert_array_equal(overlay.draw(frame, []), frame)
 
@@ -39,3 +55,33 @@ def test_a_label_at_the_edge_stays_in_the_picture(box):
 def test_a_label_of_another_data_set_is_drawn_too():
     picture = overlay.draw(np.zeros((200, 200, 3), np.uint8), [Face(Box(50, 80, 60, 60), "tired", 0.5)])
     assert (picture == overlay.OTHER_COLOUR).all(axis=2).any()
+
+
+def test_bars_are_as_long_as_expressions_are_likely():
+    frame = np.zeros((480, 640, 3), np.uint8)
+    face = Face(Box(100, 200, 120, 120), UNCERTAIN, 0.5, 1, (0.5, 0.0, 0.0, 0.25, 0.0, 0.0, 0.0))
+    picture = overlay.draw(frame, [face], EMOTIONS)
+    longest = {
+        label: (picture == overlay.COLOURS[label]).all(axis=2).sum(axis=1).max() for label in ("angry", "happy", "fear")
+    }
+    assert longest["angry"] == pytest.approx(2 * longest["happy"], abs=2) and longest["fear"] <= 1
+    assert longest["happy"] > 5
+
+
+def test_number_and_confidence_are_written_and_an_uncertain_face_has_none():
+    """Told by the width of the plate."""
+
+    def width(**values):
+        face = Face(Box(200, 200, 50, 50), "happy", 0.5)._replace(**values)
+        picture = overlay.draw(np.zeros((480, 640, 3), np.uint8), [face])
+        return (picture[185:195] > 0).any(axis=(0, 2)).sum()
+
+    assert width(number=3) > width(number=None) and width(label=UNCERTAIN) < width(label="unnerving")
+
+
+@pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])
+def test_the_line_of_keys_stands_whole_in_the_lower_left_corner(size):
+    picture = np.zeros((*size, 3), np.uint8)
+    overlay.write_line(picture, "25 frames/s   q quit  s save  p pause  b bars  m mirror  h hide")
+    drawn = (picture > 0).any(axis=2)
+    assert drawn[-1, 0] and not drawn[: size[0] // 2].any() and not drawn[:, -1].any() and drawn.any(axis=0).sum() > 200

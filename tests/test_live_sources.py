@@ -1,0 +1,327 @@
+"""Cameras and live streams: real servers on loopback, and a stand-in for a camera."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, heed_ctrl_c
+
+from expressions import UserError, video
+from expressions.video import Recording, Source
+
+VIDEO_CAPTURE = cv2.VideoCapture
+RATE = 30  # frames per second of the server
+
+
+def picture(count):
+    """A frame that carries a number of 16 bits, each a block, black or white, which JPEG keeps."""
+    image = np.full((96, 256, 3), 128, np.uint8)
+    for bit in range(16):
+        image[:48, bit * 16 : bit * 16 + 16] = 255 * (count >> bit & 1)
+    return image
+
+
+def number(image):
+    return sum(int(image[24, bit * 16 + 8].mean() > 127) << bit for bit in range(16))
+
+
+class Camera(ThreadingHTTPServer):
+    """An MJPEG camera, what its /path names: its frames, numbered on through all connections, and when they left."""
+
+    daemon_threads = True
+
+    def __init__(self, files=None):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.sent, self.connections, self.files, self.over = [], 0, files, threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def address(self, path):
+        return f"http://anna:secret@127.0.0.1:{self.server_port}/{path}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        camera, way = self.server, self.path.strip("/").split("?")[0]
+        camera.connections += 1
+        if camera.files:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((camera.files / way).read_bytes())
+            return
+        if way.startswith("mute") or (way == "stalls" and camera.connections > 1):
+            camera.over.wait(20)
+        if way.startswith("missing") or (way == "stops" and camera.connections > 1):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        try:
+            for index in range(10**9):
+                if index == 15 and (way == "stalls" or (way == "hangs" and camera.connections == 1)):
+                    camera.over.wait(20)
+                if (index == 15 and way in ("stops", "returns")) or camera.over.wait(1 / RATE):
+                    return
+                data = cv2.imencode(".jpg", picture(len(camera.sent)))[1].tobytes()
+                if way == "broken" and index % 10 == 9:
+                    data = b"\xff\xd8" + bytes(len(data))
+                camera.sent.append(time.perf_counter())
+                self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + data + b"\r\n")
+        except OSError:  # the client has left
+            pass
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def camera():
+    server = Camera()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(video, "LOST_AFTER", 0.7)
+    monkeypatch.setattr(video, "STALLED_AFTER", 0.3)
+
+
+def test_the_lag_of_a_slow_program_does_not_grow(camera, monkeypatch):
+    opened = []
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: opened.append(arguments) or VIDEO_CAPTURE(*arguments))
+    with Source(camera.address("steady")) as source:
+        assert source.live and not source.camera and not source.still and source.rate is None
+        ages, numbers = [], []
+        for frame in source:
+            ages.append(time.perf_counter() - camera.sent[number(frame.image)])
+            numbers.append(number(frame.image))
+            time.sleep(0.15)
+            if frame.seconds > 1.6:
+                break
+    assert len(ages) == frame.number + 1 and 5 < len(ages) < 14
+    assert np.median(ages[-5:]) < 0.2  # read one by one, the last ones were more than a second old
+    assert numbers == sorted(set(numbers))
+    assert opened[0][2][-2:] == [cv2.CAP_PROP_N_THREADS, 1]  # 16 threads for H.264 held back half a second
+    assert source.dropped == pytest.approx(numbers[-1] - numbers[0] + 1 - len(numbers), abs=1)
+
+
+def test_a_broken_frame_is_skipped_and_counted(camera):
+    with Source(camera.address("broken")) as source:
+        for frame in source:
+            assert frame.image.shape == (96, 256, 3) and (frame.image[60:] > 100).all()
+            if frame.number == 22:
+                break
+    assert 1 <= source.skipped <= 4 and camera.connections == 1
+
+
+@pytest.mark.parametrize("way", ["returns", "hangs"])
+def test_a_lost_stream_is_opened_again(camera, impatient, way):
+    with Source(camera.address(way)) as source:
+        numbers = [number(frame.image) for frame, _ in zip(source, range(25), strict=False)]
+    assert camera.connections >= 2 and numbers[-1] > 15
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("way", ["stops", "stalls"])
+def test_a_stream_that_stays_lost_is_one_clear_line(camera, impatient, way):
+    with pytest.raises(UserError) as error, Source(camera.address(way)) as source:
+        for frame in source:
+            last, count = time.perf_counter(), frame.number
+    assert count > 3 and 0.6 < time.perf_counter() - last < 3
+    assert str(error.value) == (
+        f"http://127.0.0.1:{camera.server_port}/{way}: lost, and not back in 0.7 seconds; "
+        "look at the network and at the address"
+    )
+
+
+@pytest.mark.parametrize("way, limit", [("mute", 3), ("missing", 0.7), ("mute.mp4", 3), ("missing.mp4", 0.7)])
+def test_a_stream_that_can_t_be_opened_is_one_clear_line(camera, impatient, way, limit, capfd):
+    began = time.perf_counter()
+    with pytest.raises(UserError, match=f"^http://127.*/{way}: (can't be opened|not a video.*); look at the network"):
+        Source(camera.address(way))
+    assert time.perf_counter() - began < limit
+    assert capfd.readouterr().err == ""
+
+
+def test_nobody_at_the_address(impatient):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match="can't be opened"):
+            Source(f"rtsp://127.0.0.1:{unused.getsockname()[1]}/x")
+
+
+@pytest.mark.parametrize("way", ["stalls", "mute"])
+def test_ctrl_c_ends_a_program_whose_stream_stalls(camera, way):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from expressions.video import Source
+print("on", flush=True)
+with Source({camera.address(way)!r}) as source:
+    for frame in source:
+        pass
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
+    process.stdout.readline()
+    time.sleep(1)  # the stream has stalled by now, but isn't given up yet
+    process.send_signal(signal.SIGINT)
+    began = time.perf_counter()
+    error = process.communicate(timeout=20)[1]
+    assert time.perf_counter() - began < 2.5
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in error, (process.returncode, error)
+
+
+def test_a_film_and_a_picture_at_an_address_are_files(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (256, 96))
+    for count in range(30):
+        writer.write(picture(count))
+    writer.release()
+    cv2.imwrite(
+        str(tmp_path / "me.png"), np.dstack([picture(77), np.repeat(np.uint8([[255], [0]]), 48, 0)[:, [0] * 256]])
+    )
+    server = Camera(files=tmp_path)
+    try:
+        with Source(server.address("film.avi")) as source:
+            assert not source.live and source.rate == 25
+            assert [number(frame.image) for frame in source] == list(range(30))
+        with Source(server.address("me.png?size=large")) as source:
+            (frame,) = source
+        assert source.still and number(frame.image) == 77 and (frame.image[48:] == 255).all()  # transparent there
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+RTSP_SERVER = """
+import gi
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+Gst.init(None)
+assert Gst.ElementFactory.find("rtpjpegpay")
+server = GstRtspServer.RTSPServer(address="127.0.0.1", service="0")
+factory = GstRtspServer.RTSPMediaFactory(shared=True)
+factory.set_launch("( videotestsrc is-live=true pattern=red ! video/x-raw,format=I420,width=320,height=240,"
+                   "framerate=25/1 ! jpegenc ! rtpjpegpay name=pay0 )")
+server.get_mount_points().add_factory("/camera", factory)
+server.attach(None)
+print(server.get_bound_port(), flush=True)
+GLib.MainLoop().run()
+"""
+
+
+@pytest.fixture
+def rtsp_server():
+    """GStreamer's RTSP server, run by Debian's Python: its packages are none for a virtual environment."""
+    python = "/usr/bin/python3"
+    needs = "needs Debian's packages python3-gi, gir1.2-gst-rtsp-server-1.0 and gstreamer1.0-plugins-good"
+    if not os.path.exists(python):
+        pytest.skip(needs)
+    process = subprocess.Popen(
+        [python, "-c", RTSP_SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    port = process.stdout.readline().strip()
+    if not port:
+        pytest.skip(needs)
+    yield process, f"rtsp://127.0.0.1:{port}/camera"
+    process.kill()
+    process.communicate()
+
+
+def test_an_rtsp_stream(rtsp_server, monkeypatch):
+    process, address = rtsp_server
+    with pytest.raises(UserError, match="lost, and not back"), Source(address) as source:
+        monkeypatch.setattr(video, "LOST_AFTER", 0.5)
+        assert source.live
+        for frame in source:
+            if frame.number == 30:  # FFmpeg hands out at once what came while it looked at the stream
+                began = frame.seconds
+            if frame.number == 40:
+                assert frame.seconds - began == pytest.approx(10 / 25, abs=0.2)
+                process.kill()
+    assert frame.number >= 40 and frame.image.shape == (240, 320, 3)
+    blue, green, red = frame.image.mean(axis=(0, 1))
+    assert blue < 30 and green < 30 and red > 220
+
+
+class Capture:
+    """Stands in for cv2.VideoCapture: each one that is opened is a camera with so many frames, then unplugged."""
+
+    plugged, opened, settings = [], [], []
+
+    def __new__(cls, source, *rest):
+        return super().__new__(cls) if Path(str(source)).suffix == "" else VIDEO_CAPTURE(source, *rest)
+
+    def __init__(self, index, interface=cv2.CAP_ANY):
+        Capture.opened.append((index, interface))
+        self.left = Capture.plugged.pop(0) if Capture.plugged else 0
+        self.open = self.left > 0
+
+    def isOpened(self):
+        return self.open
+
+    def set(self, key, value):
+        Capture.settings.append((key, value))
+
+    def read(self):
+        time.sleep(0.1 if self.left > 0 else 0.3 if self.open else 0)  # the driver waits before it says no
+        self.left -= 1
+        return self.left >= 0, np.full((48, 64, 3), 50, np.uint8) if self.left >= 0 else None
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def plugged(monkeypatch, impatient):
+    Capture.plugged, Capture.opened, Capture.settings = [], [], []
+    with monkeypatch.context() as patched:
+        patched.setattr(cv2, "VideoCapture", Capture)
+        yield Capture
+
+
+@pytest.mark.parametrize(
+    "system, interface", [("linux", cv2.CAP_V4L2), ("win32", cv2.CAP_DSHOW), ("darwin", cv2.CAP_AVFOUNDATION)]
+)
+def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system, interface):
+    monkeypatch.setattr("sys.platform", system)
+    plugged.plugged = [3]
+    with Source("1", size=(1280, 720)) as source:
+        assert source.camera and source.live and source.rate is None
+        next(iter(source))
+    assert plugged.opened[0] == (1, interface)
+    assert {(cv2.CAP_PROP_FRAME_WIDTH, 1280), (cv2.CAP_PROP_FRAME_HEIGHT, 720)} < set(plugged.settings)
+    assert (cv2.CAP_PROP_BUFFERSIZE, 1) in plugged.settings
+    plugged.opened, plugged.plugged = [], [0, 3]
+    with Source("/dev/video5") as source:
+        next(iter(source))
+    assert plugged.opened[:2] == [("/dev/video5", interface), ("/dev/video5", cv2.CAP_ANY)]
+    with pytest.raises(UserError, match="^camera 1: can't be opened; plug it in.*name another with --source$"):
+        Source("1")
+
+
+def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "LOST_AFTER", 1)
+    plugged.plugged = [5, 0, 0, 5]
+    with pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds"), Source("0") as source:
+        with Recording(tmp_path / "out.avi", source) as recording:
+            for frame in source:
+                recording.write(frame.image)
+    assert frame.number == 9 and source.skipped == 0
+    with Source(tmp_path / "out.avi") as film:
+        assert len(list(film)) / film.rate == pytest.approx(frame.seconds, abs=0.1)
+    assert frame.seconds > 1.1
