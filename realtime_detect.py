@@ -1,12 +1,12 @@
-"""Label the expression of every face in front of a camera, in a video or in an image, until 'q'.
+"""Label the expression of every face before a camera, in films and in pictures, until 'q'.
 
     python realtime_detect.py                              the first camera
     python realtime_detect.py --source 1                   another camera
-    python realtime_detect.py --source film.mp4            a video file
-    python realtime_detect.py --source me.jpg              an image
-    python realtime_detect.py --source film.mp4 --save annotated.mp4
+    python realtime_detect.py --source film.mp4            a film; a picture, a folder or "holiday/*.jpg" as well
+    python realtime_detect.py --source rtsp://host/door    a camera on the network; http://host/stream as well
+    python realtime_detect.py --source film.mp4 --save annotated.mp4 --csv seen.csv --summary timeline.png
 
-Press q or Esc, or close the window, to quit.
+Keys: q or Esc quits, s saves the picture, p pauses, b shows bars, m mirrors, h hides the line of keys.
 """
 
 import argparse
@@ -19,14 +19,63 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter hides the program's own words
 
 import cv2
+from tqdm import tqdm
 
-from expressions import UserError, overlay
+from expressions import UserError, compiled, overlay
 from expressions.classifier import Classifier
-from expressions.faces import Face, FaceDetector, crop
-from expressions.video import Recording, Source, Window, has_display
+from expressions.faces import FaceDetector, Tracker, crop
+from expressions.results import Summary, Table
+from expressions.video import CODECS, Recording, Source, Window, expand, has_display, parse_size
 
 HERE = Path(__file__).resolve().parent
+MODEL, CASCADE = HERE / "models" / "emotion_model.h5", HERE / "haarcascade_frontalface_default.xml"
+KEYS = "q quit  s save  p pause  b bars  m mirror  h hide"
 QUIT_KEYS = ("q", "Q", "\x1b")  # \x1b is Esc
+
+
+class Labeller:
+    """Finds the faces in pictures and labels their expressions.
+
+    model: an .h5 of train.py. cascade: a face detector's file. votes: label faces as ten people would vote, where the
+    model has learned that. Raises UserError when a file is missing, damaged or unfit.
+    """
+
+    def __init__(self, model=MODEL, cascade=CASCADE, votes=False):
+        self.detector, self.votes = FaceDetector(cascade), votes
+        network = compiled.load(model)
+        self.classifier = Classifier(model, network)
+        if votes and not self.classifier.votes:
+            raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
+        if not network:
+            print(f"Compiling {model}: this takes some seconds, once ...", flush=True)
+            network = compiled.build(self.classifier, model)
+            if network:
+                self.classifier.network = network
+            else:
+                print("That did not work (is ai-edge-litert installed?): Keras labels the faces, which takes longer.")
+        self.labels = self.classifier.labels
+        self.start()
+
+    def start(self):
+        """Forget the faces seen so far: another film or camera begins."""
+        self.tracker, self.mirrored = Tracker(self.detector, self.labels), False
+
+    def label(self, image, seconds=None):
+        """Find and label the faces in a picture, BGR uint8 (height, width, 3). Returns a list of `faces.Face`.
+
+        seconds: when it was taken, in a film; then faces are followed and their labels steadied from one to the next.
+        """
+        if seconds is None:
+            self.start()
+        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        tracks = self.tracker.find(gray, seconds or 0.0)
+        crops = [crop(gray, track.box) for track in tracks]
+        # of a picture both views are taken; of a film one a frame, in turn, for smoothing over time unites them
+        self.mirrored = seconds is not None and not self.mirrored
+        if self.mirrored:
+            crops = [cv2.flip(face, 1) for face in crops]
+        probabilities = self.classifier.probabilities(crops, mirrored=seconds is None, votes=self.votes)
+        return self.tracker.judge(tracks, probabilities, seconds or 0.0)
 
 
 def main(arguments=None):
@@ -44,73 +93,160 @@ def main(arguments=None):
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", default="0", help="index of a camera, or path of a video or image (default: 0)")
     add(
-        "--model",
-        type=Path,
-        default=HERE / "models" / "emotion_model.h5",
-        help="a model from train.py (default: models/emotion_model.h5)",
+        "--source", default="0", help="camera, film, picture, folder, pattern or address (default: 0, the first camera)"
     )
-    add("--cascade", type=Path, default=HERE / "haarcascade_frontalface_default.xml", help="a face detector's file")
+    add("--size", metavar="WIDTHxHEIGHT", help="what to ask a camera for, such as 1280x720")
+    add("--model", type=Path, default=MODEL, help="a model from train.py (default: models/emotion_model.h5)")
+    add("--cascade", type=Path, default=CASCADE, help="a face detector's file")
     add("--votes", action="store_true", help="label faces as ten people would vote, where the model has learned that")
-    add("--save", type=Path, metavar="FILE", help="write the annotated video or image here")
-    add("--no-window", action="store_true", help="don't open a window; goes with --save")
+    add("--bars", action="store_true", help="draw how likely each expression is, beside each face")
+    add("--no-window", action="store_true", help="don't open a window")
+    group = parser.add_argument_group("results")
+    add = group.add_argument
+    add("--save", type=Path, metavar="FILE", help="the annotated film or picture; of several, the folder for them")
+    add("--csv", type=Path, metavar="FILE", help="a row for each face in each frame")
+    add("--jsonl", type=Path, metavar="FILE", help="the same, a JSON object a line")
+    add("--summary", type=Path, metavar="FILE", help="a picture of who showed what when, such as timeline.png")
+    add("--overwrite", action="store_true", help="write over files that are there already")
     return parser.parse_args(arguments)
 
 
 def detect(options):
-    """Read frames, find and classify the faces, show and save the result, until the source or the user ends it."""
-    windowed = not options.no_window and (has_display() or not options.save)  # no screen: fine where there is a file
-    if not windowed and not options.save:
-        raise UserError("--no-window: goes with --save FILE, else there is nothing to see")
-    detector = FaceDetector(options.cascade)
-    classifier = Classifier(options.model)
-    if options.votes and not classifier.votes:
-        raise UserError(f"--votes: {options.model} has not learned from votes; train it with FER+ beside the data set")
-    frames = faces_seen = 0
+    """Label the faces of every source in turn; show, save and write down the results, until it or the user ends."""
+    results = [path for path in (options.save, options.csv, options.jsonl, options.summary) if path]
+    windowed = not options.no_window and (has_display() or not results)  # no screen: fine where there is a file
+    if not windowed and not results:
+        raise UserError("--no-window: goes with --save, --csv, --jsonl or --summary, else there is nothing to see")
+    if options.summary and options.summary.exists() and not options.overwrite:
+        raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
+    names, options.size = expand(options.source), options.size and parse_size(options.size)
+    several, failed = names != [options.source], 0  # a folder or pattern, whatever it holds
+    labeller, summary = Labeller(options.model, options.cascade, options.votes), Summary()
     with ExitStack() as stack:
-        source = stack.enter_context(Source(options.source))
-        recording = stack.enter_context(Recording(options.save, source)) if options.save else None
-        window = stack.enter_context(Window("Expressions: q quits", source.rate)) if windowed else None
-        began = last = time.perf_counter()
-        rate = 0.0
-        try:
-            for frame in source:
-                gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
-                boxes = detector.detect(gray)
-                crops = [crop(gray, box) for box in boxes]
-                probabilities = classifier.probabilities(crops, mirrored=True, votes=options.votes)  # one call a frame
-                faces = [
-                    Face(box, classifier.labels[row.argmax()], float(row.max()))
-                    for box, row in zip(boxes, probabilities, strict=True)
-                ]
-                frames, faces_seen = frames + 1, faces_seen + len(faces)
+        tables = [
+            stack.enter_context(Table(path, labeller.labels, options.overwrite))
+            for path in (options.csv, options.jsonl)
+            if path
+        ]
+        preview = stack.enter_context(Preview(labeller.labels, options.bars)) if windowed else None
+        for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
+            try:
+                if not label_source(name, several, options, labeller, tables, summary, preview):
+                    break
+            except UserError as error:
+                if not several:
+                    raise
+                tqdm.write(f"realtime_detect.py: {error}", file=sys.stderr)
+                failed += 1
+    if options.summary:
+        summary.draw(options.summary, overlay.COLOURS)
+    print(summary.describe())
+    if failed:
+        raise UserError(f"{options.source}: {failed} of {len(names)} sources could not be done")
 
-                now = time.perf_counter()
-                latest = 1 / max(now - last, 1e-6)
-                rate = rate + 0.1 * (latest - rate) if frames > 2 else latest  # smoothed over some ten frames
-                last = now
-                picture = overlay.draw(frame, faces, "" if source.still else f"{rate:.0f} frames/s")
-                if recording:
-                    recording.write(picture)
-                if window and not keep_on(window, picture, source.still):
+
+def label_source(name, several, options, labeller, tables, summary, preview):
+    """Label the faces of one source, frame by frame. Returns whether to go on with the next one."""
+    labeller.start()
+    frames = faces_seen = 0
+    go_on, save = True, options.save
+    with ExitStack() as stack:
+        source = stack.enter_context(Source(name, options.size))
+        if save:
+            if several:
+                save.mkdir(exist_ok=True)
+                save /= Path(name).name
+                if not source.still and save.suffix.lower() not in CODECS:  # which can be read, but not written
+                    save = save.with_name(f"{save.name}.mp4")
+            recording = stack.enter_context(Recording(save, source, options.overwrite))
+        began = time.perf_counter()
+        shown = None if source.length else True  # where it can't be told how far it is
+        try:
+            for frame in tqdm(source, source.name, source.length, leave=False, disable=shown, unit=" frames"):
+                faces = labeller.label(frame.image, None if source.still else frame.seconds)
+                frames, faces_seen = frames + 1, faces_seen + len(faces)
+                for table in tables:
+                    table.write(source.name, frame, faces)
+                summary.add(source.name, frame, faces, source.still)
+                if save:
+                    recording.write(overlay.draw(frame.image, faces, labeller.labels if options.bars else ()))
+                if preview and not preview.show(frame.image, faces, source):
+                    go_on = False
                     break
         except KeyboardInterrupt:
             print("\nStopped.")
-    speed = "" if source.still else f", {frames / (time.perf_counter() - began):.1f} frames/s"
-    saved = f"; saved to {options.save}" if options.save and frames else ""
-    print(f"{frames} frames, {faces_seen} faces{speed}{saved}")
+            go_on = False
+        rate = frames / (time.perf_counter() - began)
+    if not several or not source.still:
+        speed = "" if source.still else f", {rate:.1f} frames/s"
+        broken = f", {source.skipped} broken ones skipped" if source.skipped else ""
+        lacking = f"; {source.missing:.1f} s are missing: damaged, or cut without being encoded again"
+        notes = f"{broken}{lacking if source.missing else ''}{f'; saved to {save}' if save else ''}"
+        tqdm.write(f"{source.name}: {frames} frames, {faces_seen} faces{speed}{notes}")
+    return go_on
 
 
-def keep_on(window, picture, still):
-    """Show the picture, a still one until a key is pressed. Returns whether to go on to the next frame."""
-    while True:
-        key = window.show(picture)
-        if key is None or key in QUIT_KEYS:
-            return False
-        if not still or key:
-            return True
-        time.sleep(0.02)
+class Preview:
+    """The window on what is seen, and its keys, within `with`. labels: of the bars. bars: whether to draw them."""
+
+    def __init__(self, labels, bars):
+        self.window, self.labels, self.bars = Window("Expressions"), labels, bars
+        self.turned, self.keys = False, KEYS  # turned: mirrored where it would not be, and the other way round
+        self.last, self.rate = None, 0.0
+
+    def __enter__(self):
+        self.window.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.window.__exit__(*error)
+
+    def show(self, image, faces, source):
+        """Show a frame and heed the keys; a picture, or where the user pauses, until a key ends it.
+
+        Returns whether to go on to the next frame."""
+        now = time.perf_counter()
+        if self.last and not source.still:
+            latest = 1 / max(now - self.last, 1e-6)
+            self.rate += 0.1 * (latest - self.rate) if self.rate else latest  # smoothed over some ten frames
+        self.last, waiting = now, source.still
+        while True:
+            picture = self.draw(image, faces, source.camera != self.turned)  # before a camera people expect a mirror
+            shown = picture.copy()
+            overlay.write_line(shown, "   ".join(filter(None, [f"{self.rate:.0f} frames/s", self.keys])))
+            key = self.window.show(shown, source.rate)
+            if key is None or key in QUIT_KEYS:
+                return False
+            if key == "s":
+                self.save(picture)
+            elif key == "b":
+                self.bars = not self.bars
+            elif key == "m":
+                self.turned = not self.turned
+            elif key == "h":
+                self.keys = "" if self.keys else KEYS
+            elif key == "p" or (key and source.still):
+                waiting = not waiting
+            if not waiting:
+                return True
+            time.sleep(0.02)
+
+    def draw(self, image, faces, mirrored):
+        if mirrored:  # before the words are written, which have to be read
+            width, image = image.shape[1], cv2.flip(image, 1)
+            boxes = [face.box._replace(x=width - face.box.x - face.box.width) for face in faces]
+            faces = [face._replace(box=box) for face, box in zip(faces, boxes, strict=True)]
+        return overlay.draw(image, faces, self.labels if self.bars else ())
+
+    def save(self, picture):
+        """Write the picture into the working directory, under the name of the moment."""
+        path = Path(time.strftime("expressions-%Y%m%d-%H%M%S.png"))
+        try:
+            cv2.imencode(".png", picture)[1].tofile(path)
+            tqdm.write(f"Saved {path}")
+        except OSError as error:
+            tqdm.write(f"{path}: can't be written ({error.strerror})")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,46 @@
-"""Find faces in a gray frame with a Haar cascade."""
+"""Find faces in gray frames with a Haar cascade, follow each from frame to frame, and steady what is said of it.
 
+A search of a whole frame takes the time of many. So each frame is searched closely around the faces that are known, and
+one slice of it coarsely for new ones; eight slices are a whole frame. What a slice finds is looked at closely, and is a
+face once the cascade has been sure of it over some frames.
+"""
+
+import math
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 
 from expressions import UserError
 
 WORKING_SIDE = 640  # pixels; a larger frame is searched at this size, for the search takes time with every pixel
 SMALLEST_FACE = 30  # pixels in the searched frame
+WINDOW = 24  # pixels, width of the cascade's window
+FRAMING, LOWER = 1.05, 0.04  # FER2013 frames faces this much wider than the cascade, and lower by this share of it
+
+# slices of a frame: how often it is halved, which band of how many; of like cost, and small faces in turn with large
+BANDS = ([(0, band, 4) for band in range(4)], [(1, band, 3) for band in range(3)], [(2, 0, 1)])
+SLICES = [part for parts in zip_longest(*BANDS) for part in parts if part]
+
+CLOSE, REACH, FAR_REACH = 52, 1.5, 2.2  # pixels of a face in a close look; widths of what is looked at
+PATCH, ALIKE = 24, 0.6  # pixels of a face as it is remembered; least correlation with one that is the same
+
+# the weight of a sighting is the sum of the cascade's last stage: about 4 for faces, 1 for what only resembles one
+SURE = 1.5  # for a face in a single frame
+GAIN = 0.3  # of a sighting in the running mean over frames
+BELIEVED, DOUBTED, DROPPED = 2.0, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
+LIFE = 0.5  # seconds that a face is remembered when the cascade doesn't find it
+LOOKS = 0.5  # widths that a face is away, worth as much as looking quite unlike
+SAME_SCENE = 0.5  # least correlation of two frames
+
+STEADY = np.array([0.04, 0.04, 0.12])  # seconds over which the drawn place and size are smoothed
+
+UNCERTAIN = "uncertain"
+MEMORY = 0.3  # seconds, time constant of the smoothing of probabilities
+MARGIN = 0.1  # a label changes once another one leads by this much
+UNSURE = 0.35  # probability below which a face is called uncertain
 
 
 class Box(NamedTuple):
@@ -21,11 +53,26 @@ class Box(NamedTuple):
 
 
 class Face(NamedTuple):
-    """A face and what was read in it. confidence: the label's probability, 0 to 1."""
+    """A face and what was read in it.
+
+    label: one of the classifier's, or UNCERTAIN. confidence: the likeliest label's probability, 0 to 1. number: the
+    face's identity, from 1. probabilities: float32 (classes,), smoothed over time.
+    """
 
     box: Box
     label: str
     confidence: float
+    number: int = 1
+    probabilities: np.ndarray | None = None
+
+
+class Sighting(NamedTuple):
+    """Where a face is, in pixels of the searched frame: its centre and width; and the cascade's weight."""
+
+    x: float
+    y: float
+    size: float
+    weight: float = 0.0
 
 
 class FaceDetector:
@@ -47,23 +94,307 @@ class FaceDetector:
             raise UserError(f"{path}: not a Haar cascade that OpenCV can read; get the project's own file again")
 
     def detect(self, gray):
-        """Find the faces in `gray`, uint8 (height, width). Returns Boxes within the frame, from left to right."""
-        height, width = gray.shape
-        shrink = min(1, WORKING_SIDE / max(height, width))
-        if shrink < 1:
-            size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-            gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
-        found = self.cascade.detectMultiScale(
-            gray, scaleFactor=1.1, minNeighbors=5, minSize=(SMALLEST_FACE, SMALLEST_FACE)
+        """Find the faces in `gray`, uint8 (height, width). Returns Boxes, framed as FER2013, from left to right."""
+        gray, scale = shrunk(gray)
+        return sorted(framed(face, scale) for face in self.search(gray))
+
+    def search(self, gray):
+        """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of faces."""
+        rough = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(SMALLEST_FACE, SMALLEST_FACE))
+        close = [face for box in rough for face in self.look(gray, sighting(box)) if face.weight >= SURE]
+        return merged(close)
+
+    def look(self, gray, place, reach=REACH):
+        """Look closely around a Sighting, as far as `reach` times its width; returns Sightings of about its size."""
+        part, left, top, scale = around(gray, place, reach, CLOSE)
+        smallest, largest = round(CLOSE * 0.8), round(CLOSE * 1.25)
+        if min(part.shape) < smallest:
+            return []
+        boxes, _, weights = self.cascade.detectMultiScale3(
+            part, 1.1, minNeighbors=0, minSize=(smallest,) * 2, maxSize=(largest,) * 2, outputRejectLevels=True
         )
-        boxes = []
-        for x, y, box_width, box_height in found:
-            left, top = round(x / shrink), round(y / shrink)
-            right, bottom = min(width, round((x + box_width) / shrink)), min(height, round((y + box_height) / shrink))
-            boxes.append(Box(left, top, right - left, bottom - top))
-        return sorted(boxes)
+        found = (sighting(box, left, top, 1 / scale, weight) for box, weight in zip(boxes, weights, strict=True))
+        return merged(found, together)
+
+    def glance(self, gray, turn):
+        """Search a slice of a frame, the next one each turn, coarsely; returns Sightings of what may be faces."""
+        halvings, band, bands = SLICES[turn % len(SLICES)]
+        down, right = divmod(turn // len(SLICES) % 4, 2)  # the search skips every other pixel: not the same each time
+        found = []
+        while min(gray.shape) >> halvings >= WINDOW:
+            height, width = (side >> halvings for side in gray.shape)
+            picture = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA) if halvings else gray
+            left, smallest = band * width // bands + right, max(WINDOW, SMALLEST_FACE >> halvings)
+            part = picture[down:, left : (band + 1) * width // bands + 2 * WINDOW]
+            boxes = self.cascade.detectMultiScale(
+                part, 1.2, minNeighbors=0, minSize=(smallest,) * 2, maxSize=(2 * WINDOW - 1,) * 2
+            )
+            found += [sighting(box, left << halvings, down << halvings, 1 << halvings) for box in boxes]
+            if halvings < 2:
+                break
+            halvings += 1  # the last slice is all that is left: large faces, quickly found
+        return found
+
+
+class Track:
+    """A face that is followed. number: its identity, from 1. box: where it is, a Box in pixels of the frame."""
+
+    def __init__(self, number, face, seconds, gray, evidence):
+        self.number, self.evidence, self.believed, self.box = number, evidence, evidence >= BELIEVED, None
+        self.place = self.drawn = vector(face)  # where it was last seen, and the same smoothed
+        self.speed = self.drawn_speed = np.zeros(3)  # a second
+        self.seen = self.found = seconds  # last, at all, and by the cascade
+        self.patch, self.probabilities, self.label = patch(gray, face), None, None
+
+    def expected(self, seconds):
+        """Where the face is at a time, a Sighting, if it goes on as it moved."""
+        x, y, size = self.place + self.speed * (seconds - self.seen)
+        return Sighting(x, y, math.exp(size))
+
+    def recall(self, gray, seconds):
+        """Look for the face as it last looked, for the cascade misses turned heads. Returns a Sighting or None."""
+        place = self.expected(seconds)
+        part, left, top, scale = around(gray, place, 2, PATCH)
+        if min(part.shape) < PATCH:
+            return None
+        _, alike, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(part, self.patch, cv2.TM_CCOEFF_NORMED))
+        middle = PATCH / 2
+        return Sighting((x + middle) / scale + left, (y + middle) / scale + top, place.size) if alike > ALIKE else None
+
+    def move(self, face, seconds):
+        """The face was seen there, at a later time."""
+        passed, place = max(seconds - self.seen, 1e-3), vector(face)
+        self.speed, self.place, self.seen = (place - self.place) / passed * (1, 1, 0.5), place, seconds
+        # an alpha-beta filter (Benedict and Bordner 1962) doesn't lag behind a steady movement; behind another one it
+        # would, so what is far from where it is expected is smoothed less
+        self.drawn = self.drawn + self.drawn_speed * passed
+        error = place - self.drawn
+        far = np.hypot(*error[:2]) / face.size
+        gain = np.maximum(1 - np.exp(-passed / STEADY), np.minimum(1, (10 * far, 10 * far, abs(error[2]) / 0.3)))
+        self.drawn = self.drawn + gain * error
+        self.drawn_speed = self.drawn_speed + gain**2 / (2 - gain) * error / passed
+
+    def confirm(self, face, seconds, gray):
+        """The cascade found the face there."""
+        self.move(face, seconds)
+        self.found, self.patch = seconds, patch(gray, face)
+        self.weigh(face.weight)
+
+    def weigh(self, weight):
+        """Take a sighting's weight, 0 for none, as evidence that this is a face."""
+        self.evidence += GAIN * (max(0, weight) - self.evidence)
+        self.believed = self.evidence >= (DOUBTED if self.believed else BELIEVED)
+
+    def judge(self, probabilities, seconds, labels):
+        """Smooth probabilities, float32 (classes,), over time and choose the label with care. Returns a Face."""
+        labels = (*labels, UNCERTAIN)
+        if self.probabilities is None:
+            self.probabilities, self.judged = probabilities, seconds
+        latest = 1 - math.exp((self.judged - seconds) / MEMORY)
+        self.probabilities = self.probabilities + np.float32(latest) * (probabilities - self.probabilities)
+        self.judged = seconds
+        chances = np.append(self.probabilities, UNSURE)  # to be uncertain is one label more
+        best = chances.argmax()
+        if self.label is None or chances[best] - chances[self.label] >= MARGIN:
+            self.label = best
+        # what stands beside a label is its own probability; beside UNCERTAIN, the likeliest one's
+        confidence = self.probabilities[self.label] if self.label < len(labels) - 1 else self.probabilities.max()
+        return Face(self.box, labels[self.label], float(confidence), self.number, self.probabilities)
+
+
+class Tracker:
+    """Finds faces in the frames of one source, and follows each with its own number, place, and expression.
+
+    detector: a FaceDetector. labels: the classifier's, in order. The same frames give the same faces, whatever the time
+    they take.
+    """
+
+    def __init__(self, detector, labels):
+        self.detector, self.labels = detector, labels
+        self.tracks, self.thumbnail, self.last, self.turn, self.number = [], None, None, 0, 0
+
+    def find(self, gray, seconds):
+        """Find the faces in the next frame: gray, uint8 (height, width), at a time that doesn't go back.
+
+        Returns Tracks, those of faces seen in this frame, in the order of their numbers. The first frame, one of
+        another scene, and one after a gap of LIFE are searched as a whole, which takes some ten times as long.
+        """
+        gray, scale = shrunk(gray)
+        tracks = self.tracks
+        if self.begins(gray, seconds):
+            tracks.clear()
+            for face in self.detector.search(gray):
+                self.add(face, seconds, gray, max(BELIEVED, face.weight))
+        else:
+            found = self.matched(gray, seconds)
+            lost = [track for track in tracks if track.seen < seconds]
+            for track in lost:
+                self.follow(track, gray, seconds, found)
+            for face in found:
+                if all(overlap(face, other.expected(seconds)) < 0.3 for other in tracks):
+                    self.add(face, seconds, gray, GAIN * face.weight)
+        height, width = gray.shape
+        self.tracks = [
+            track
+            for track in tracks
+            if seconds - track.found <= LIFE
+            and track.evidence >= DROPPED
+            and 0 <= track.place[0] < width
+            and 0 <= track.place[1] < height
+        ]
+        seen = [track for track in self.tracks if track.believed and track.seen == seconds]
+        for track in seen:
+            x, y, size = track.drawn
+            track.box = framed(Sighting(x, y, math.exp(size)), scale)
+        return seen
+
+    def begins(self, gray, seconds):
+        """Whether this frame does not go on from the last one."""
+        before, last = self.thumbnail, self.last
+        self.thumbnail, self.last = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA), seconds
+        if before is None or not 0 <= seconds - last <= LIFE:
+            return True
+        return cv2.matchTemplate(self.thumbnail, before, cv2.TM_CCOEFF_NORMED)[0, 0] < SAME_SCENE
+
+    def add(self, face, seconds, gray, evidence):
+        self.number += 1
+        self.tracks.append(Track(self.number, face, seconds, gray, evidence))
+
+    def matched(self, gray, seconds):
+        """Look for the known faces and in a slice of the frame; returns Sightings that no track takes for its own."""
+        look = self.detector.look
+        expected = [track.expected(seconds) for track in self.tracks]
+        found = [face for place in expected for face in look(gray, place)]
+        known = expected + found
+        for rough in self.detector.glance(gray, self.turn):
+            if not any(max(abs(rough.x - face.x), abs(rough.y - face.y)) < face.size / 2 for face in known):
+                known.append(rough)
+                found += look(gray, rough)
+        self.turn += 1
+        found = merged(found)
+        pairs = []
+        for face in found:
+            picture = patch(gray, face)
+            for track, place in zip(self.tracks, expected, strict=True):
+                far = math.hypot(face.x - place.x, face.y - place.y) / place.size
+                if far < 0.7 and abs(math.log(face.size / place.size)) < 0.4:
+                    alike = cv2.matchTemplate(track.patch, picture, cv2.TM_CCOEFF_NORMED)[0, 0]
+                    pairs.append((far + LOOKS * (1 - alike), track, face))
+        taken = []
+        for _, track, face in sorted(pairs, key=lambda pair: pair[0]):
+            if track.seen < seconds and face not in taken:
+                track.confirm(face, seconds, gray)
+                taken.append(face)
+        return [face for face in found if face not in taken]
+
+    def follow(self, track, gray, seconds, others):
+        """Look for a face that isn't where it was expected: by its looks, then with the cascade farther off."""
+        if not track.believed:
+            return track.weigh(0)
+        others = others + [other.expected(seconds) for other in self.tracks if other.seen == seconds]
+
+        def free(face):
+            return face and all(overlap(face, other) < 0.3 for other in others)
+
+        face = track.recall(gray, seconds)
+        if free(face):
+            return track.move(face, seconds)
+        place = track.expected(seconds)
+        if free(place):
+            far = [face for face in self.detector.look(gray, place, FAR_REACH) if free(face)]
+            if far:
+                track.confirm(min(far, key=lambda face: math.hypot(face.x - place.x, face.y - place.y)), seconds, gray)
+
+    def judge(self, tracks, probabilities, seconds):
+        """Tell the expressions of the `tracks` that `find` returned, from probabilities, float32 (tracks, classes).
+
+        Returns a Face for each, its probabilities smoothed with a time constant of MEMORY seconds.
+        """
+        return [track.judge(row, seconds, self.labels) for track, row in zip(tracks, probabilities, strict=True)]
+
+
+def shrunk(gray):
+    """A frame no side of which is longer than WORKING_SIDE, and its scale, 1 at most."""
+    scale = min(1, WORKING_SIDE / max(gray.shape))
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in reversed(gray.shape)]
+        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    return gray, scale
+
+
+def sighting(box, left=0, top=0, scale=1, weight=0):
+    """A Sighting from the cascade's box in a part of a frame that begins at (left, top) and is shrunk by `scale`."""
+    x, y, width, height = (float(value) * scale for value in box)
+    return Sighting(x + width / 2 + left, y + height / 2 + top, width, float(weight))
+
+
+def framed(face, scale):
+    """The Box of a Sighting in a frame that was searched at `scale`, framed as FER2013 frames faces."""
+    size = round(face.size * FRAMING / scale)
+    x, y = face.x / scale, (face.y + LOWER * face.size) / scale
+    return Box(round(x - size / 2), round(y - size / 2), size, size)
+
+
+def around(gray, place, reach, size):
+    """What lies around a Sighting, `reach` times as wide, scaled so that the face gets `size` pixels wide.
+
+    Returns gray uint8, its left and top edges in the frame, and the scale; at a frame's edge there is less.
+    """
+    half, scale = place.size * reach / 2, size / place.size
+    left, top = (max(0, round(value - half)) for value in place[:2])
+    part = gray[top : max(top, round(place.y + half)), left : max(left, round(place.x + half))]
+    if min(part.shape) * scale < 1:
+        return part[:0, :0], left, top, scale
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(part, None, fx=scale, fy=scale, interpolation=method), left, top, scale
+
+
+def patch(gray, face):
+    """A face as it is remembered: uint8 (PATCH, PATCH)."""
+    side = max(1, round(face.size))
+    picture = crop(gray, Box(round(face.x - side / 2), round(face.y - side / 2), side, side))
+    return cv2.resize(picture, (PATCH, PATCH), interpolation=cv2.INTER_AREA)
+
+
+def vector(face):
+    """A Sighting as a track moves it: its centre, and the logarithm of its size."""
+    return np.array((face.x, face.y, math.log(face.size)))
+
+
+def overlap(one, other):
+    """Intersection over union of two Sightings."""
+    reach = (one.size + other.size) / 2
+    width = min(reach - abs(one.x - other.x), one.size, other.size)
+    height = min(reach - abs(one.y - other.y), one.size, other.size)
+    shared = max(0, width) * max(0, height)
+    return shared / (one.size**2 + other.size**2 - shared)
+
+
+def merged(faces, weigh=max):
+    """Make one Sighting of those that overlap: the mean of them, with what `weigh` makes of their weights."""
+    faces, result = sorted(faces, key=lambda face: -face.weight), []
+    while faces:
+        same = [face for face in faces if overlap(face, faces[0]) > 0.4]
+        weights = [max(0, face.weight) for face in same]
+        x, y, size, _ = np.average(same, axis=0, weights=np.array(weights) + 2)
+        result.append(Sighting(x, y, size, weigh(weights)))
+        faces = [face for face in faces if face not in same]
+    return result
+
+
+def together(weights):
+    return math.sqrt(sum(weights))
 
 
 def crop(frame, box):
-    """The part of a frame that lies in `box`: a view, (box.height, box.width) and the frame's channels."""
-    return frame[box.y : box.y + box.height, box.x : box.x + box.width]
+    """The part of a frame that lies in `box`: (box.height, box.width) and the frame's channels.
+
+    A view; where the box reaches out of the frame a copy, in which the frame's border goes on, as in training.
+    """
+    height, width = frame.shape[:2]
+    left, top, right, bottom = box.x, box.y, box.x + box.width, box.y + box.height
+    inside = frame[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
+    if inside.shape[:2] == (box.height, box.width):
+        return inside
+    outside = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
+    return cv2.copyMakeBorder(inside, *outside, cv2.BORDER_REPLICATE)

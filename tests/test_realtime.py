@@ -1,16 +1,20 @@
 """realtime_detect.py as a user runs it: images, videos, a real window, and what it says when it can't go on."""
 
+import csv
 import ctypes
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import cv2
 import numpy as np
 import pytest
-from conftest import command, heed_ctrl_c, run
+from conftest import ROOT, command, heed_ctrl_c, run
 
 import realtime_detect
 from expressions import EMOTIONS, overlay
@@ -50,14 +54,14 @@ def test_a_video_comes_back_frame_by_frame(tmp_path, trained, film):
     with Source(tmp_path / "out.mp4") as source:
         assert source.rate == pytest.approx(10)
         frames = list(source)
-    assert len(frames) == 20 and frames[0].shape == (480, 640, 3)
+    assert len(frames) == 20 and frames[0].image.shape == (480, 640, 3)
     assert "20 frames" in result.stdout
 
 
 def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, picture, frame, monkeypatch):
     """Whatever the network says of a face stands on it: here that all faces are disgusted."""
     drawn = []
-    monkeypatch.setattr(overlay, "draw", lambda frame, faces, status: drawn.extend(faces) or frame)
+    monkeypatch.setattr(overlay, "draw", lambda frame, faces, labels: drawn.extend(faces) or frame)
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
         realtime_detect.Classifier,
@@ -69,12 +73,104 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
     assert [(face.label, face.confidence) for face in drawn] == [("disgust", 1.0)]
 
 
+def seen(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_film_s_results(tmp_path, trained, film):
+    """The table has a row for each frame, of one person who moves to the right; the rest agrees with it."""
+    names = "out.webm", "seen.csv", "seen.jsonl", "timeline.png"
+    video, table, lines, timeline = (tmp_path / name for name in names)
+    result = run(
+        "realtime_detect.py", "--source", film, "--model", trained, "--bars",
+        "--save", video, "--csv", table, "--jsonl", lines, "--summary", timeline,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = seen(table)
+    assert [int(row["frame"]) for row in rows] == list(range(20)) and {row["track"] for row in rows} == {"1"}
+    assert [float(row["seconds"]) for row in rows] == pytest.approx(np.arange(20) / 10, abs=0.002)
+    middles = [int(row["x"]) + int(row["width"]) / 2 for row in rows]
+    assert middles[0] == pytest.approx(320, abs=15) and middles[-1] == pytest.approx(320 + 19 * 3, abs=15)
+    likeliest = [max(EMOTIONS, key=lambda label: float(row[label])) for row in rows]
+    assert all(row["label"] in (label, "uncertain") for row, label in zip(rows, likeliest, strict=True))
+    assert [json.loads(line)["label"] for line in lines.read_text().splitlines()] == [row["label"] for row in rows]
+    assert "person 1, 1.9 s: " in result.stdout and cv2.imread(str(timeline)) is not None
+    with Source(video) as source:
+        assert len(list(source)) == 20
+
+
+def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, trained, picture, film):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(picture, folder / "2.png")
+    shutil.copy(film, folder / "10.avi")
+    (folder / "3.png").write_text("no picture")
+    arguments = "--source", folder, "--model", trained, "--save", tmp_path / "out", "--csv", tmp_path / "seen.csv"
+    result = run("realtime_detect.py", *arguments)
+    assert result.returncode == 2 and "3.png: not an image" in result.stderr and "1 of 3" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["10.avi", "2.png"]
+    rows = seen(tmp_path / "seen.csv")
+    assert len(rows) == 21 and rows[0]["source"].endswith("2.png") and rows[-1]["source"].endswith("10.avi")
+    again = run("realtime_detect.py", *arguments)  # nothing is written over unless asked
+    assert again.returncode == 2 and "exists already" in again.stderr and seen(tmp_path / "seen.csv") == rows
+    assert "3.png" in run("realtime_detect.py", *arguments, "--overwrite").stderr
+
+
+def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
+    """A film so long that it is killed in the middle."""
+    path = tmp_path / "long.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (640, 480))
+    for _ in range(3000):
+        writer.write(frame)
+    writer.release()
+    arguments = "--source", path, "--model", trained, "--csv", tmp_path / "seen.csv", "--no-window"
+    process = subprocess.Popen(command("realtime_detect.py", *arguments), cwd="/")
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "seen.csv").exists() or len(seen(tmp_path / "seen.csv")) < 50:
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    rows = seen(tmp_path / "seen.csv")
+    assert [int(row["frame"]) for row in rows] == list(range(len(rows))) and all(row["surprise"] for row in rows)
+
+
+def test_the_lines_of_python_in_the_readme(tmp_path, picture):
+    readme = (ROOT / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) == 4
+    shutil.copy(picture, tmp_path / "me.jpg")
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 0 and any(label in result.stdout for label in (*EMOTIONS, "uncertain")), result.stderr
+
+
+def test_starts_without_tensorflow_once_the_model_is_compiled(tmp_path, trained, picture):
+    """TensorFlow takes seconds; here it is replaced by something that fails."""
+    first = run("realtime_detect.py", "--source", picture, "--model", trained, "--save", tmp_path / "first.png")
+    assert first.returncode == 0, first.stderr
+    for name in ("tensorflow", "keras"):
+        (tmp_path / f"{name}.py").write_text("raise SystemError('not to be imported')")
+    result = subprocess.run(
+        command("realtime_detect.py", "--source", picture, "--model", trained, "--save", tmp_path / "second.png"),
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd="/", timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0 and "Compiling" not in result.stdout and not result.stderr, result.stderr
+    np.testing.assert_array_equal(*(cv2.imread(str(tmp_path / f"{name}.png")) for name in ("first", "second")))
+
+
 def failing(case, tmp_path, trained, picture):
     """Arguments that can't work, and the words that say so."""
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
         write_facts(broken, {"labels": ["one", "two"], "scaling": "unit"})
-    (tmp_path / "empty.xml").touch()
+    for name in ("empty.xml", "old.png"):
+        (tmp_path / name).touch()
     save = ["--save", str(tmp_path / "out.png")]
     return {
         "camera": (["--source", "96", "--save", str(tmp_path / "out.avi")], "camera 96"),
@@ -84,10 +180,13 @@ def failing(case, tmp_path, trained, picture):
         "cascade": (["--source", str(picture), "--cascade", str(tmp_path / "none.xml"), *save], "no such cascade"),
         "empty cascade": (["--source", str(picture), "--cascade", str(tmp_path / "empty.xml"), *save], "not a Haar"),
         "ending": (["--source", str(picture), "--save", str(tmp_path / "out.txt")], "an image is written as"),
-        "exists": (["--source", str(picture), "--save", str(picture)], "exists already"),
+        "exists": (["--source", str(picture), "--save", str(tmp_path / "old.png")], "exists already"),
         "screen": (["--source", str(picture)], "no screen"),
         "nothing": (["--source", str(picture), "--no-window"], "goes with --save"),
         "votes": (["--source", str(picture), "--votes", *save], "has not learned from votes"),
+        "size": (["--source", "0", "--size", "big", *save], "not a size"),
+        "table": (["--source", str(picture), "--csv", str(picture), "--no-window"], "exists already"),
+        "timeline": (["--source", str(picture), "--summary", str(picture), "--no-window"], "exists already"),
     }[case]
 
 
@@ -105,6 +204,9 @@ def failing(case, tmp_path, trained, picture):
         "screen",
         "nothing",
         "votes",
+        "size",
+        "table",
+        "timeline",
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(case, tmp_path, trained, picture, frame, capfd, monkeypatch):
@@ -166,6 +268,38 @@ def ask_to_close(screen, window):
     message = ClientMessage(33, 0, 1, display, window, protocols, 32, (delete, 0, 0, 0, 0))
     x11.XSendEvent(display, ctypes.c_ulong(window), 0, 0, ctypes.byref(message))
     x11.XCloseDisplay(display)
+
+
+@needs_xvfb
+def test_the_keys_of_a_real_window(screen, trained, film, tmp_path):
+    """Pause, bars, mirror, the line of keys hidden; each picture saved differs as it should from the one before."""
+    process = subprocess.Popen(
+        command("realtime_detect.py", "--source", film, "--model", trained),
+        env=os.environ | {"DISPLAY": screen}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        window = xdotool(screen, "search", "--sync", "--onlyvisible", "--name", "Expressions").stdout.split()[0]
+        xdotool(screen, "windowfocus", window)
+        saved = []
+        for keys in ("p", "b", "m", "h"):
+            xdotool(screen, "key", "--window", window, keys)
+            time.sleep(1.2)  # names of pictures tell seconds apart
+            xdotool(screen, "key", "--window", window, "s")
+            until = time.monotonic() + 10
+            while len(pictures := sorted(tmp_path.glob("expressions-*.png"))) == len(saved):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            saved = pictures
+        xdotool(screen, "key", "--window", window, "q")
+        output = process.communicate(timeout=30)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "frames" in output, output
+    paused, bars, mirrored, hidden = (cv2.imread(str(path)) for path in saved)
+    assert (paused != bars).mean() > 0.01
+    np.testing.assert_array_equal(hidden, mirrored)  # what hides is in the window alone
+    plain, turned = cv2.imread(str(saved[0])), mirrored[:, ::-1]  # without bars; and with them, turned back
+    assert np.isclose(plain, turned, atol=3).mean() > 0.8 > np.isclose(plain, mirrored, atol=3).mean()
 
 
 @needs_xvfb
