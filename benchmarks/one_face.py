@@ -1,4 +1,4 @@
-"""Time the judgement of one face, batch 1, on one processor core, as the webcam program calls it.
+"""Time the judgement of one face, batch 1, on one processor core: compiled, as the webcam program has it, and by Keras.
 
 python benchmarks/one_face.py --model models/emotion_model.h5
 """
@@ -26,22 +26,24 @@ def main():
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
-    from expressions import UserError, synthetic
+    from expressions import UserError, compiled, synthetic
     from expressions.classifier import Classifier
 
     try:
         classifier = Classifier(options.model)
     except UserError as error:
         parser.error(str(error))
+    networks = {"Keras": classifier.network, "compiled": compiled.build(classifier, options.model)}
     face = synthetic.draw_face("happy", np.random.default_rng(0), 48)
-    for name, mirrored in (("single view", False), ("with mirrored view", True)):
-        seconds = []
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            classifier.probabilities([face], mirrored)
-            seconds.append(time.perf_counter() - began)
-        fastest, median = sorted(seconds)[ROUNDS // 10], statistics.median(seconds)
-        print(f"{name}: {median * 1e3:.2f} ms a face (median of {ROUNDS}; a tenth took at most {fastest * 1e3:.2f} ms)")
+    for engine, classifier.network in networks.items():
+        for name, mirrored in (("single view", False), ("with mirrored view", True)):
+            seconds = []
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                classifier.probabilities([face], mirrored)
+                seconds.append(time.perf_counter() - began)
+            fast, median = sorted(seconds)[ROUNDS // 10] * 1e3, statistics.median(seconds) * 1e3
+            print(f"{engine}, {name}: {median:.2f} ms a face (median of {ROUNDS}; a tenth took at most {fast:.2f} ms)")
 
 
 if __name__ == "__main__":

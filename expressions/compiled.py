@@ -24,8 +24,10 @@ class CompiledNetwork:
     def __init__(self, content):
         from ai_edge_litert.interpreter import Interpreter  # here, for the program works without it
 
+        # a thread more than there are cores for this program makes it slower; more than four do not pay
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with quiet():  # it tells which of its parts it uses
-            self.interpreter = Interpreter(model_content=content, num_threads=min(4, os.cpu_count()))
+            self.interpreter = Interpreter(model_content=content, num_threads=min(4, cores))
             self.interpreter.allocate_tensors()
         [taken], [given] = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         self.input, self.output, self.batch = taken["index"], given["index"], None

@@ -28,10 +28,12 @@ CLOSE, REACH, FAR_REACH = 52, 1.5, 2.2  # pixels of a face in a close look; widt
 PATCH, ALIKE = 24, 0.6  # pixels of a face as it is remembered; least correlation with one that is the same
 
 # the weight of a sighting is the sum of the cascade's last stage: about 4 for faces, 1 for what only resembles one
-SURE = 1.5  # for a face in a single frame
+SURE = 1.25  # for a face in a single frame
 GAIN = 0.3  # of a sighting in the running mean over frames
-BELIEVED, DOUBTED, DROPPED = 2.0, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
+BELIEVED, DOUBTED, DROPPED = 1.8, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
 LIFE = 0.5  # seconds that a face is remembered when the cascade doesn't find it
+NEAR, SPREAD = 0.7, 1.0
+COAST = 1
 LOOKS = 0.5  # widths that a face is away, worth as much as looking quite unlike
 SAME_SCENE = 0.5  # least correlation of two frames
 
@@ -277,7 +279,7 @@ class Tracker:
             picture = patch(gray, face)
             for track, place in zip(self.tracks, expected, strict=True):
                 far = math.hypot(face.x - place.x, face.y - place.y) / place.size
-                if far < 0.7 and abs(math.log(face.size / place.size)) < 0.4:
+                if far < NEAR + SPREAD * (seconds - track.seen) and abs(math.log(face.size / place.size)) < 0.4:
                     alike = cv2.matchTemplate(track.patch, picture, cv2.TM_CCOEFF_NORMED)[0, 0]
                     pairs.append((far + LOOKS * (1 - alike), track, face))
         taken = []
@@ -302,6 +304,8 @@ class Tracker:
         place = track.expected(seconds)
         if free(place):
             far = [face for face in self.detector.look(gray, place, FAR_REACH) if free(face)]
+            if not far and COAST:
+                track.speed = track.drawn_speed
             if far:
                 track.confirm(min(far, key=lambda face: math.hypot(face.x - place.x, face.y - place.y)), seconds, gray)
 
