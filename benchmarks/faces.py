@@ -3,10 +3,11 @@
     python benchmarks/faces.py --data data/fer2013         faces of FER2013's validation split
     python benchmarks/faces.py                             drawn faces
 
-Films are made in memory: faces that move, grow, shrink and tilt over textures, and the portrait that Matplotlib carries.
-Plain is detectMultiScale(1.1, 5, minSize=(30, 30)) in every frame, shrunk as the tracker's. Both run in one thread and in
-turn. A face counts as found where a box overlaps with it by at least 0.4 (intersection over union); boxes that overlap
-with none are false. Easy faces are those that the plain search finds in a still, 120 pixels wide, before gray.
+Films are made in memory: faces that move, grow, shrink and tilt over textures, and the portrait that Matplotlib
+carries. Plain is detectMultiScale(1.1, 5, minSize=(30, 30)) in every frame, shrunk as the tracker's. Both run in one
+thread and in turn. A face counts as found where a box overlaps with it by at least 0.4 (intersection over union); boxes
+that overlap with none are false. Easy faces are those that the plain search finds in a still, 120 pixels wide, before
+gray.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from expressions import UserError
+from expressions import UNCERTAIN, UserError
 
 WORKING_SIDE = 640  # pixels; a larger frame is searched at this size, for the search takes time with every pixel
 SMALLEST_FACE = 30  # pixels in the searched frame
@@ -31,15 +31,15 @@ PATCH, ALIKE = 24, 0.6  # pixels of a face as it is remembered; least correlatio
 SURE = 1.25  # for a face in a single frame
 GAIN = 0.3  # of a sighting in the running mean over frames
 BELIEVED, DOUBTED, DROPPED = 1.8, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
-LIFE = 0.5  # seconds that a face is remembered when the cascade doesn't find it
-NEAR, SPREAD = 0.7, 1.0
-COAST = 1
-LOOKS = 0.5  # widths that a face is away, worth as much as looking quite unlike
-SAME_SCENE = 0.5  # least correlation of two frames
+LIFE = 1.0  # seconds that a face is remembered when the cascade doesn't find it
+BLINK = 0.5  # seconds of those in which it is looked for by its looks
+NEAR, SPREAD = 0.7, 1.0  # widths that a face may be from where it is expected; more of them for each second unseen
+LOOKS = 0.5  # widths from there, worth as much as looking quite unlike
+TOUCH = 0.1  # share by which two faces overlap that may hide one another
+OTHER_SCENE = 30  # gray levels, mean difference between one frame and the next
 
 STEADY = np.array([0.04, 0.04, 0.12])  # seconds over which the drawn place and size are smoothed
 
-UNCERTAIN = "uncertain"
 MEMORY = 0.3  # seconds, time constant of the smoothing of probabilities
 MARGIN = 0.1  # a label changes once another one leads by this much
 UNSURE = 0.35  # probability below which a face is called uncertain
@@ -101,10 +101,11 @@ class FaceDetector:
         return sorted(framed(face, scale) for face in self.search(gray))
 
     def search(self, gray):
-        """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of faces."""
+        """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of faces, from
+        left to right."""
         rough = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(SMALLEST_FACE, SMALLEST_FACE))
         close = [face for box in rough for face in self.look(gray, sighting(box)) if face.weight >= SURE]
-        return merged(close)
+        return sorted(merged(close))
 
     def look(self, gray, place, reach=REACH):
         """Look closely around a Sighting, as far as `reach` times its width; returns Sightings of about its size."""
@@ -166,7 +167,7 @@ class Track:
     def move(self, face, seconds):
         """The face was seen there, at a later time."""
         passed, place = max(seconds - self.seen, 1e-3), vector(face)
-        self.speed, self.place, self.seen = (place - self.place) / passed * (1, 1, 0.5), place, seconds
+        self.speed, self.place, self.seen = (place - self.place) / passed * (1, 1, 0), place, seconds
         # an alpha-beta filter (Benedict and Bordner 1962) doesn't lag behind a steady movement; behind another one it
         # would, so what is far from where it is expected is smoothed less
         self.drawn = self.drawn + self.drawn_speed * passed
@@ -256,7 +257,7 @@ class Tracker:
         self.thumbnail, self.last = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA), seconds
         if before is None or not 0 <= seconds - last <= LIFE:
             return True
-        return cv2.matchTemplate(self.thumbnail, before, cv2.TM_CCOEFF_NORMED)[0, 0] < SAME_SCENE
+        return cv2.absdiff(self.thumbnail, before).mean() > OTHER_SCENE
 
     def add(self, face, seconds, gray, evidence):
         self.number += 1
@@ -296,18 +297,18 @@ class Tracker:
         others = others + [other.expected(seconds) for other in self.tracks if other.seen == seconds]
 
         def free(face):
-            return face and all(overlap(face, other) < 0.3 for other in others)
+            return all(overlap(face, other) < TOUCH for other in others)
 
-        face = track.recall(gray, seconds)
-        if free(face):
-            return track.move(face, seconds)
         place = track.expected(seconds)
-        if free(place):
-            far = [face for face in self.detector.look(gray, place, FAR_REACH) if free(face)]
-            if not far and COAST:
-                track.speed = track.drawn_speed
-            if far:
-                track.confirm(min(far, key=lambda face: math.hypot(face.x - place.x, face.y - place.y)), seconds, gray)
+        track.speed = track.drawn_speed * (1, 1, 0)  # smoother, to go on with unseen
+        if not free(place):  # behind another face, whose looks would be taken for its own
+            return
+        face = track.recall(gray, seconds) if seconds - track.found <= BLINK else None
+        if face and free(face):
+            return track.move(face, seconds)
+        far = [face for face in self.detector.look(gray, place, FAR_REACH) if free(face)]
+        if far:
+            track.confirm(min(far, key=lambda face: math.hypot(face.x - place.x, face.y - place.y)), seconds, gray)
 
     def judge(self, tracks, probabilities, seconds):
         """Tell the expressions of the `tracks` that `find` returned, from probabilities, float32 (tracks, classes).

@@ -1,0 +1,172 @@
+"""Faces followed from frame to frame: found, told apart, and labelled without flicker."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from expressions import EMOTIONS, UNCERTAIN, synthetic
+from expressions.faces import FaceDetector, Tracker
+
+RATE, SIDE = 30, 120  # frames a second; pixels of a face
+LABELS = ("angry", "happy", "sad")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return FaceDetector(ROOT / "haarcascade_frontalface_default.xml")
+
+
+@pytest.fixture(scope="module")
+def faces(detector):
+    """Drawn faces that the cascade finds in a still, so that what is measured is the following."""
+    random, found = np.random.default_rng(5), []
+    while len(found) < 4:
+        face = synthetic.draw_face(EMOTIONS[len(found)], random, SIDE)
+        if detector.detect(frame([(face, 260, 180)])):
+            found.append(face)
+    return found
+
+
+def frame(places):
+    """Gray uint8 (480, 640) with faces whose left upper corners are at (x, y); later ones are in front."""
+    gray = np.full((480 + 2 * SIDE, 640 + 2 * SIDE), 128, np.uint8)
+    for face, x, y in places:
+        left, top = round(x) + SIDE, round(y) + SIDE
+        gray[top : top + SIDE, left : left + SIDE] = face
+    return gray[SIDE:-SIDE, SIDE:-SIDE]
+
+
+def follow(detector, films):
+    """The tracks of each frame, as {number: middle of its box}, from a list of lists of places for `frame`."""
+    tracker, seen = Tracker(detector, LABELS), []
+    for number, places in enumerate(films):
+        tracks = tracker.find(frame(places), number / RATE)
+        seen.append({t.number: (t.box.x + t.box.width / 2, t.box.y + t.box.height / 2) for t in tracks})
+    return seen
+
+
+def nearest(middles, x, y):
+    """The number of the track whose middle is nearest to that of a face at (x, y), None if none is near."""
+    away = {number: np.hypot(mx - x - SIDE / 2, my - y - SIDE / 2) for number, (mx, my) in middles.items()}
+    number = min(away, key=away.get, default=None)
+    return number if away and away[number] < SIDE / 3 else None
+
+
+def test_a_moving_face_is_found_in_every_frame_and_keeps_its_number(detector, faces):
+    path = [(20 + 6 * step, 180 + 60 * np.sin(step / 10)) for step in range(75)]
+    seen = follow(detector, [[(faces[0], *place)] for place in path])
+    numbers = [nearest(middles, *place) for middles, place in zip(seen, path, strict=True)]
+    assert numbers[0] == 1 and set(numbers) == {1} and all(len(middles) == 1 for middles in seen)
+
+
+def test_a_fast_face_is_followed(detector, faces):
+    """It moves by a third of its width from one frame to the next, and turns round."""
+    path = [(260 + 250 * np.sin(step / 6.5), 180) for step in range(60)]
+    seen = follow(detector, [[(faces[0], *place)] for place in path])
+    numbers = [nearest(middles, *place) for middles, place in zip(seen, path, strict=True)]
+    assert np.mean([number == 1 for number in numbers]) > 0.9
+
+
+def test_a_new_face_is_seen_soon_and_at_once_in_a_new_scene(detector, faces):
+    seen = follow(detector, [[]] * 10 + [[(faces[1], 300, 200)]] * 30)
+    assert not any(seen[:10]) and next(number for number, middles in enumerate(seen) if middles) <= 10 + 15
+    tracker = Tracker(detector, LABELS)
+    tracker.find(255 - frame([]) // 8, 0.0)
+    assert len(tracker.find(frame([(faces[1], 300, 200)]), 1 / RATE)) == 1
+
+
+def test_two_people_who_pass_each_other_keep_their_numbers(detector, faces):
+    """They pass at a distance, and one partly before the other."""
+    for apart in (130, 70):
+        paths = [((30 + 6 * step, 100), (490 - 6 * step, 100 + apart)) for step in range(75)]
+        films = [[(faces[0], *one), (faces[2], *other)] for one, other in paths]
+        seen = follow(detector, films)
+        ends = [nearest(seen[-1], *place) for place in paths[-1]]
+        assert [nearest(seen[0], *place) for place in paths[0]] == ends and None not in ends, apart
+
+
+def test_a_face_that_is_hidden_for_some_frames_keeps_its_number(detector, faces):
+    here = [(faces[3], 260, 180)]
+    seen = follow(detector, [here] * 20 + [[]] * 9 + [here] * 15)
+    assert set(seen[19]) == set(seen[-1]) == {1} and not any(seen[25:29])
+
+
+def test_a_face_that_has_gone_is_forgotten(detector, faces):
+    seen = follow(detector, [[(faces[0], 100, 180)]] * 20 + [[]] * 60 + [[(faces[0], 400, 250)]] * 30)
+    assert set(seen[-1]) == {2}
+
+
+def judged(detector, face, rows):
+    """The Faces of one that stands still, whose probabilities are the rows, in turn."""
+    tracker = Tracker(detector, LABELS)
+    picture = frame([(face, 260, 180)])
+    result = []
+    for number, row in enumerate(rows):
+        tracks = tracker.find(picture, number / RATE)
+        result += tracker.judge(tracks, np.array([row], np.float32), number / RATE)
+    assert len(result) == len(rows)
+    return result
+
+
+def flips(labels):
+    return sum(one != other for one, other in zip(labels, labels[1:], strict=False))
+
+
+def test_labels_do_not_flicker(detector, faces):
+    """Noise that changes the likeliest label every few frames hardly ever changes the one that is shown."""
+    random = np.random.default_rng(0)
+    noise = random.normal((0.0, 0.6, 0.0), 0.6, (150, 3))
+    rows = np.exp(noise) / np.exp(noise).sum(axis=1, keepdims=True)
+    raw, shown = rows.argmax(axis=1), [face.label for face in judged(detector, faces[0], rows)]
+    assert flips(list(raw)) > 40 and flips(shown) <= 4, (flips(list(raw)), flips(shown))
+    assert shown.count("happy") > 100
+
+
+def test_a_change_that_lasts_is_shown_within_a_second(detector, faces):
+    rows = [(0.8, 0.1, 0.1)] * 60 + [(0.1, 0.1, 0.8)] * 40
+    labels = [face.label for face in judged(detector, faces[0], rows)]
+    assert set(labels[:60]) == {"angry"} and "sad" in labels[60:90] and labels[-1] == "sad"
+    assert flips(labels) <= 2  # perhaps uncertain in between
+
+
+def test_time_counts_not_frames(detector, faces):
+    """At a third of the frames a second, a change is shown after the same time, not the same number of frames."""
+
+    def seconds_until_sad(rate):
+        tracker, picture = Tracker(detector, LABELS), frame([(faces[0], 260, 180)])
+        for number in range(4 * rate):
+            row = (0.8, 0.1, 0.1) if number < 2 * rate else (0.1, 0.1, 0.8)
+            [face] = tracker.judge(tracker.find(picture, number / rate), np.array([row], np.float32), number / rate)
+            if face.label == "sad":
+                return number / rate - 2
+
+    assert seconds_until_sad(10) == pytest.approx(seconds_until_sad(30), abs=0.12)
+
+
+def test_an_unsure_face_is_uncertain_and_probabilities_are_smoothed(detector, faces):
+    unsure = judged(detector, faces[0], [(0.34, 0.33, 0.33)] * 5)
+    assert {face.label for face in unsure} == {UNCERTAIN} and unsure[-1].confidence == pytest.approx(0.34, abs=1e-3)
+    changing = judged(detector, faces[0], [(1, 0, 0), (0, 1, 0)])[-1].probabilities
+    assert changing.sum() == pytest.approx(1, abs=1e-5) and 0 < changing[1] < 0.2
+
+
+def test_two_faces_have_labels_of_their_own(detector, faces):
+    tracker, picture = Tracker(detector, LABELS), frame([(faces[0], 60, 180), (faces[1], 400, 180)])
+    for number in range(10):
+        tracks = tracker.find(picture, number / RATE)
+        rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in tracks], np.float32)
+        shown = {face.box.x < 250: face.label for face in tracker.judge(tracks, rows, number / RATE)}
+    assert shown == {True: "angry", False: "sad"}
+
+
+def test_the_same_film_gives_the_same_faces(detector, faces):
+    film = [[(faces[0], 50 + 5 * step, 100 + 2 * step), (faces[1], 450 - step, 250)] for step in range(40)]
+    assert follow(detector, film) == follow(detector, film)
+
+
+def test_a_frame_of_any_size(detector):
+    for shape in ((1, 1), (480, 1), (20, 900), (2160, 3840)):
+        tracker = Tracker(detector, LABELS)
+        for number in range(12):
+            assert tracker.find(cv2.resize(np.uint8([[100]]), shape[::-1]), number / RATE) == []
