@@ -36,6 +36,7 @@ def main():
     parser.add_argument("--films", type=int, default=3, help="of each kind (default: 3)")
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    cv2.setRNGSeed(0)
     try:
         pictures = pictures_of_faces(options.data)
     except UserError as error:

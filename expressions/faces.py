@@ -28,15 +28,15 @@ CLOSE, REACH, FAR_REACH = 52, 1.5, 2.2  # pixels of a face in a close look; widt
 PATCH, ALIKE = 24, 0.6  # pixels of a face as it is remembered; least correlation with one that is the same
 
 # the weight of a sighting is the sum of the cascade's last stage: about 4 for faces, 1 for what only resembles one
-SURE = 1.25  # for a face in a single frame
+SURE = 1.5  # for a face in a single frame
 GAIN = 0.3  # of a sighting in the running mean over frames
-BELIEVED, DOUBTED, DROPPED = 1.8, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
-LIFE = 1.0  # seconds that a face is remembered when the cascade doesn't find it
+BELIEVED, DOUBTED, DROPPED = 2.0, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
+LIFE = 1.5  # seconds that a face is remembered when the cascade doesn't find it
 BLINK = 0.5  # seconds of those in which it is looked for by its looks
 NEAR, SPREAD = 0.7, 1.0  # widths that a face may be from where it is expected; more of them for each second unseen
 LOOKS = 0.5  # widths from there, worth as much as looking quite unlike
 TOUCH = 0.1  # share by which two faces overlap that may hide one another
-OTHER_SCENE = 30  # gray levels, mean difference between one frame and the next
+OTHER_SCENE, PAUSE = 30, 0.5  # mean difference in gray levels, and seconds, from one frame to the next
 
 STEADY = np.array([0.04, 0.04, 0.12])  # seconds over which the drawn place and size are smoothed
 
@@ -167,7 +167,7 @@ class Track:
     def move(self, face, seconds):
         """The face was seen there, at a later time."""
         passed, place = max(seconds - self.seen, 1e-3), vector(face)
-        self.speed, self.place, self.seen = (place - self.place) / passed * (1, 1, 0), place, seconds
+        self.speed, self.place, self.seen = (place - self.place) / passed * (1, 1, 0.5), place, seconds
         # an alpha-beta filter (Benedict and Bordner 1962) doesn't lag behind a steady movement; behind another one it
         # would, so what is far from where it is expected is smoothed less
         self.drawn = self.drawn + self.drawn_speed * passed
@@ -220,7 +220,7 @@ class Tracker:
         """Find the faces in the next frame: gray, uint8 (height, width), at a time that doesn't go back.
 
         Returns Tracks, those of faces seen in this frame, in the order of their numbers. The first frame, one of
-        another scene, and one after a gap of LIFE are searched as a whole, which takes some ten times as long.
+        another scene, and one after a gap of PAUSE are searched as a whole, which takes some ten times as long.
         """
         gray, scale = shrunk(gray)
         tracks = self.tracks
@@ -255,7 +255,7 @@ class Tracker:
         """Whether this frame does not go on from the last one."""
         before, last = self.thumbnail, self.last
         self.thumbnail, self.last = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA), seconds
-        if before is None or not 0 <= seconds - last <= LIFE:
+        if before is None or not 0 <= seconds - last <= PAUSE:
             return True
         return cv2.absdiff(self.thumbnail, before).mean() > OTHER_SCENE
 

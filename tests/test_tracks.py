@@ -93,7 +93,7 @@ def test_a_face_that_is_hidden_for_some_frames_keeps_its_number(detector, faces)
 
 
 def test_a_face_that_has_gone_is_forgotten(detector, faces):
-    seen = follow(detector, [[(faces[0], 100, 180)]] * 20 + [[]] * 60 + [[(faces[0], 400, 250)]] * 30)
+    seen = follow(detector, [[(faces[0], 100, 180)]] * 20 + [[]] * 75 + [[(faces[0], 400, 250)]] * 30)
     assert set(seen[-1]) == {2}
 
 
