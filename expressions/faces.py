@@ -27,7 +27,7 @@ SLICES = [part for parts in zip_longest(*BANDS) for part in parts if part]
 CLOSE, REACH, FAR_REACH = 52, 1.5, 2.2  # pixels of a face in a close look; widths of what is looked at
 PATCH, ALIKE = 24, 0.6  # pixels of a face as it is remembered; least correlation with one that is the same
 
-# the weight of a sighting is the sum of the cascade's last stage: about 4 for faces, 1 for what only resembles one
+# the weight of a sighting (see `together`): about 4 for faces, 1 for what only resembles one
 SURE = 1.5  # for a face in a single frame
 GAIN = 0.3  # of a sighting in the running mean over frames
 BELIEVED, DOUBTED, DROPPED = 2.0, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
@@ -388,6 +388,9 @@ def merged(faces, weigh=max):
 
 
 def together(weights):
+    """The weight of a Sighting that the cascade hit in several windows, from the sums of its last stage in each.
+
+    It tells faces from the rest better than the largest of them, or their number, does."""
     return math.sqrt(sum(weights))
 
 
