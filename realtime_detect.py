@@ -118,6 +118,12 @@ def detect(options):
     windowed = not options.no_window and (has_display() or not results)  # no screen: fine where there is a file
     if not windowed and not results:
         raise UserError("--no-window: goes with --save, --csv, --jsonl or --summary, else there is nothing to see")
+    for name, endings in (("csv", [".csv"]), ("jsonl", [".jsonl"]), ("summary", [".png", ".pdf", ".svg"])):
+        path = getattr(options, name)
+        if path and path.suffix.lower() not in endings:
+            raise UserError(f"--{name} {path}: its name has to end in {' or '.join(endings)}")
+        if path and not path.resolve().parent.is_dir():
+            raise UserError(f"--{name} {path}: there is no folder {path.parent}; make it first")
     if options.summary and options.summary.exists() and not options.overwrite:
         raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
     names, options.size = expand(options.source), options.size and parse_size(options.size)
@@ -214,7 +220,9 @@ class Preview:
         while True:
             picture = self.draw(image, faces, source.camera != self.turned)  # before a camera people expect a mirror
             shown = picture.copy()
-            overlay.write_line(shown, "   ".join(filter(None, [f"{self.rate:.0f} frames/s", self.keys])))
+            line = "   ".join(filter(None, [f"{self.rate:.0f} frames/s" if self.rate else "", self.keys]))
+            if line:
+                overlay.write_line(shown, line)
             key = self.window.show(shown, source.rate)
             if key is None or key in QUIT_KEYS:
                 return False

@@ -4,6 +4,7 @@ Its name holds the digest of the .h5 that it was made from, so that another mode
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from expressions import quiet
 
 TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
+DIGITS = 12  # of the digest, in a file's name
 SAMPLES = 64  # pictures that both have to agree on
 
 
@@ -75,7 +77,8 @@ def build(classifier, model):
         return None
     target = place(model)
     with contextlib.suppress(OSError):  # a folder that can't be written to: compiled anew each time
-        for old in target.parent.glob(f"{Path(model).stem}.*.tflite"):
+        digest = "[0-9a-f]" * DIGITS
+        for old in target.parent.glob(f"{glob.escape(Path(model).stem)}.{digest}.tflite"):
             old.unlink()
         partial = target.with_suffix(".partial")
         partial.write_bytes(content)
@@ -85,5 +88,5 @@ def build(classifier, model):
 
 def place(model):
     """Where the compiled network of the .h5 file `model` is kept."""
-    digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()[:DIGITS]
     return Path(model).with_suffix(f".{digest}.tflite")

@@ -57,14 +57,14 @@ class Box(NamedTuple):
 class Face(NamedTuple):
     """A face and what was read in it.
 
-    label: one of the classifier's, or UNCERTAIN. confidence: the likeliest label's probability, 0 to 1. number: the
-    face's identity, from 1. probabilities: float32 (classes,), smoothed over time.
+    label: one of the classifier's, or UNCERTAIN. confidence: the label's probability, beside UNCERTAIN the likeliest
+    one's, 0 to 1. number: the face's identity, from 1. probabilities: float32 (classes,), smoothed over time.
     """
 
     box: Box
     label: str
     confidence: float
-    number: int = 1
+    number: int | None = None
     probabilities: np.ndarray | None = None
 
 

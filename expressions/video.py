@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from expressions import UserError
+from expressions import UserError, quiet
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
 
@@ -400,13 +400,9 @@ class Recording:
         self.latest = frame
 
     def open(self):
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)  # OpenCV itself writes there that it doesn't know a tag, of every WebM file, though it does
         codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
-        self.writer = cv2.VideoWriter(os.path.abspath(self.partial), codec, self.rate, self.size)
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        with quiet():  # OpenCV writes that it doesn't know a tag, of every WebM file, though it does
+            self.writer = cv2.VideoWriter(os.path.abspath(self.partial), codec, self.rate, self.size)
         if not self.writer.isOpened():
             self.fail("OpenCV can't write this file; try another folder, or .avi")
 

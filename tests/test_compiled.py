@@ -45,6 +45,13 @@ def test_another_model_of_the_same_name_gets_a_network_of_its_own(model):
     assert new != old and compiled.load(model)
 
 
+def test_other_files_beside_it_stay(model):
+    mine = model.with_name("model.mine.tflite")
+    mine.touch()
+    compiled.build(Classifier(model), model)
+    assert mine.exists() and len(list(model.parent.glob("*.tflite"))) == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"TFL3 but not really", None])
 def test_a_damaged_file_is_as_good_as_none(model, content):
     compiled.build(Classifier(model), model)

@@ -1,26 +1,10 @@
 """The drawing: on a copy, in the right place, legible everywhere."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 
 from expressions import EMOTIONS, UNCERTAIN, overlay
-
-
-class Box(NamedTuple):
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-class Face(NamedTuple):
-    box: Box
-    label: str
-    confidence: float
-    number: int | None = None
-    probabilities: tuple = (0.1, 0.0, 0.0, 0.9, 0.0, 0.0, 0.0)
+from expressions.faces import Box, Face
 
 
 @pytest.mark.parametrize("size", [(240, 320), (480, 640), (1080, 1920), (120, 160)])

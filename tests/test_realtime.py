@@ -169,7 +169,7 @@ def failing(case, tmp_path, trained, picture):
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
         write_facts(broken, {"labels": ["one", "two"], "scaling": "unit"})
-    for name in ("empty.xml", "old.png"):
+    for name in ("empty.xml", "old.png", "old.csv"):
         (tmp_path / name).touch()
     save = ["--save", str(tmp_path / "out.png")]
     return {
@@ -185,8 +185,11 @@ def failing(case, tmp_path, trained, picture):
         "nothing": (["--source", str(picture), "--no-window"], "goes with --save"),
         "votes": (["--source", str(picture), "--votes", *save], "has not learned from votes"),
         "size": (["--source", "0", "--size", "big", *save], "not a size"),
-        "table": (["--source", str(picture), "--csv", str(picture), "--no-window"], "exists already"),
+        "table": (["--source", str(picture), "--csv", str(tmp_path / "old.csv"), "--no-window"], "exists already"),
         "timeline": (["--source", str(picture), "--summary", str(picture), "--no-window"], "exists already"),
+        "table's ending": (["--source", str(picture), "--csv", str(tmp_path / "seen.txt")], "has to end in .csv"),
+        "timeline's ending": (["--source", str(picture), "--summary", str(tmp_path / "x.txt")], "has to end in .png"),
+        "folder": (["--source", str(picture), "--summary", str(tmp_path / "no" / "x.png")], "there is no folder"),
     }[case]
 
 
@@ -207,6 +210,9 @@ def failing(case, tmp_path, trained, picture):
         "size",
         "table",
         "timeline",
+        "table's ending",
+        "timeline's ending",
+        "folder",
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(case, tmp_path, trained, picture, frame, capfd, monkeypatch):
