@@ -30,7 +30,7 @@ PATCH, ALIKE = 24, 0.6  # pixels of a face as it is remembered; least correlatio
 # the weight of a sighting (see `together`): about 4 for faces, 1 for what only resembles one
 SURE = 1.5  # for a face in a single frame
 GAIN = 0.3  # of a sighting in the running mean over frames
-BELIEVED, DOUBTED, DROPPED = 2.0, 1.0, 0.25  # running means: shown from here, no longer shown, forgotten
+BELIEVED, DOUBTED, DROPPED = 3.0, 0.8, 0.25  # running means: shown from here, no longer shown, forgotten
 LIFE = 1.5  # seconds that a face is remembered when the cascade doesn't find it
 BLINK = 0.5  # seconds of those in which it is looked for by its looks
 NEAR, SPREAD = 0.7, 1.0  # widths that a face may be from where it is expected; more of them for each second unseen
@@ -104,18 +104,29 @@ class FaceDetector:
         """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of faces, from
         left to right."""
         rough = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(SMALLEST_FACE, SMALLEST_FACE))
-        close = [face for box in rough for face in self.look(gray, sighting(box)) if face.weight >= SURE]
-        return sorted(merged(close))
+        found = [face for box in rough for face in self.look_twice(gray, sighting(box)) if face.weight >= SURE]
+        return sorted(merged(found))
 
-    def look(self, gray, place, reach=REACH):
-        """Look closely around a Sighting, as far as `reach` times its width; returns Sightings of about its size."""
+    def look_twice(self, gray, place):
+        """Look closely around a Sighting and at the mirror image; returns Sightings with the mean weight of both."""
+        both = [face for mirrored in (False, True) for face in self.look(gray, place, mirrored=mirrored)]
+        return merged(both, lambda weights: sum(weights) / 2)
+
+    def look(self, gray, place, reach=REACH, mirrored=False):
+        """Look closely around a Sighting, as far as `reach` times its width; returns Sightings of about its size.
+
+        mirrored: search the mirror image of the frame instead, which what only resembles a face seldom survives."""
         part, left, top, scale = around(gray, place, reach, CLOSE)
         smallest, largest = round(CLOSE * 0.8), round(CLOSE * 1.25)
         if min(part.shape) < smallest:
             return []
+        if mirrored:
+            part = cv2.flip(part, 1)
         boxes, _, weights = self.cascade.detectMultiScale3(
             part, 1.1, minNeighbors=0, minSize=(smallest,) * 2, maxSize=(largest,) * 2, outputRejectLevels=True
         )
+        if mirrored:
+            boxes = [(part.shape[1] - x - width, y, width, height) for x, y, width, height in boxes]
         found = (sighting(box, left, top, 1 / scale, weight) for box, weight in zip(boxes, weights, strict=True))
         return merged(found, together)
 
@@ -267,7 +278,8 @@ class Tracker:
         """Look for the known faces and in a slice of the frame; returns Sightings that no track takes for its own."""
         look = self.detector.look
         expected = [track.expected(seconds) for track in self.tracks]
-        found = [face for place in expected for face in look(gray, place)]
+        mirrored = self.turn % 2 == 1  # in every other frame
+        found = [face for place in expected for face in look(gray, place, mirrored=mirrored)]
         known = expected + found
         for rough in self.detector.glance(gray, self.turn):
             if not any(max(abs(rough.x - face.x), abs(rough.y - face.y)) < face.size / 2 for face in known):
