@@ -4,6 +4,7 @@ The facts travel inside the .h5, as JSON in the attribute `facts` of its root; n
 """
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -149,6 +150,26 @@ def write_votes(path, kernel, bias):
     kernel: float32 (features, classes + 1), the last column for other answers. bias: float32 (classes + 1)."""
     with h5py.File(path, "r+") as file:
         file["votes/kernel"], file["votes/bias"] = kernel, bias
+
+
+def halve(path):
+    """Make the model file at `path` half as large: its float32 weights become float16.
+
+    Keras reads them into float32 again, and computes with those."""
+    partial = Path(path).with_suffix(".halved")
+    with h5py.File(path) as file, h5py.File(partial, "w") as halved:
+
+        def copy(name, item):
+            if isinstance(item, h5py.Group):
+                copied = halved.create_group(name)
+            else:
+                values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
+                copied = halved.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
+            copied.attrs.update(item.attrs)
+
+        halved.attrs.update(file.attrs)
+        file.visititems(copy)
+    os.replace(partial, path)
 
 
 def read_votes(path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from expressions import EMOTIONS, UserError, synthetic
-from expressions.classifier import Classifier, read_facts, write_facts, write_votes
+from expressions.classifier import Classifier, halve, read_facts, write_facts, write_votes
 
 FACTS = {"labels": list(EMOTIONS), "scaling": "unit"}
 
@@ -191,6 +191,24 @@ def test_votes_are_told_from_the_features_before_the_last_layer(tmp_path):
         with h5py.File(path, "r+") as file:
             del file["votes"]
     np.testing.assert_allclose(shares, np.exp(0.2 * np.arange(7)) / np.exp(0.2 * np.arange(7)).sum(), atol=1e-5)
+
+
+def test_a_file_half_as_large_says_the_same(tmp_path):
+    path = save(network(keras.layers.Conv2D(16, 3)), tmp_path / "model.h5")
+    write_votes(path, np.full((33856, 8), 1 / 3, np.float32), np.zeros(8, np.float32))
+    faces, _ = synthetic.draw_faces(2, seed=9)
+    before, size = Classifier(path).probabilities(faces), path.stat().st_size
+    halve(path)
+    after = Classifier(path)
+    assert path.stat().st_size < 0.52 * size
+    assert after.facts == FACTS and after.votes
+    assert {str(weights.dtype) for weights in after.network.get_weights()} == {"float32"}
+    # 11 significant bits: rounded to the nearest, not cut off
+    given = np.concatenate([weights.ravel() for weights in after.network.get_weights()[:1]])
+    assert (given == given.astype(np.float16)).all()
+    np.testing.assert_allclose(after.probabilities(faces), before, atol=2e-3)
+    with h5py.File(path) as file:
+        assert file["votes/kernel"][0, 0] == np.float16(1 / 3)
 
 
 def test_two_labels_that_are_the_same(model):
