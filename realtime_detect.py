@@ -58,7 +58,7 @@ class Labeller:
 
     def start(self):
         """Forget the faces seen so far: another film or camera begins."""
-        self.tracker, self.mirrored = Tracker(self.detector, self.labels), False
+        self.tracker = Tracker(self.detector, self.labels)
 
     def label(self, image, seconds=None):
         """Find and label the faces in a picture, BGR uint8 (height, width, 3). Returns a list of `faces.Face`.
@@ -69,11 +69,11 @@ class Labeller:
             self.start()
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         tracks = self.tracker.find(gray, seconds or 0.0)
-        crops = [crop(gray, track.box) for track in tracks]
-        # of a picture both views are taken; of a film one a frame, in turn, for smoothing over time unites them
-        self.mirrored = seconds is not None and not self.mirrored
-        if self.mirrored:
-            crops = [cv2.flip(face, 1) for face in crops]
+        crops = []
+        for track in self.tracker.due(tracks):
+            face = crop(gray, track.box)
+            # of a picture both views are taken; in a film one at a time, in turn, for smoothing over time unites them
+            crops.append(cv2.flip(face, 1) if track.views % 2 else face)
         probabilities = self.classifier.probabilities(crops, mirrored=seconds is None, votes=self.votes)
         return self.tracker.judge(tracks, probabilities, seconds or 0.0)
 

@@ -43,6 +43,7 @@ STEADY = np.array([0.04, 0.04, 0.12])  # seconds over which the drawn place and 
 MEMORY = 0.3  # seconds, time constant of the smoothing of probabilities
 MARGIN = 0.1  # a label changes once another one leads by this much
 UNSURE = 0.35  # probability below which a face is called uncertain
+JUDGED = 3  # faces a frame whose expression is read anew; of more, in turn, so that a crowd doesn't make it late
 
 
 class Box(NamedTuple):
@@ -159,6 +160,7 @@ class Track:
         self.speed = self.drawn_speed = np.zeros(3)  # a second
         self.seen = self.found = seconds  # last, at all, and by the cascade
         self.patch, self.probabilities, self.label = patch(gray, face), None, None
+        self.judged, self.views = None, 0  # when its expression was last read, and how often
 
     def expected(self, seconds):
         """Where the face is at a time, a Sighting, if it goes on as it moved."""
@@ -199,18 +201,21 @@ class Track:
         self.evidence += GAIN * (max(0, weight) - self.evidence)
         self.believed = self.evidence >= (DOUBTED if self.believed else BELIEVED)
 
-    def judge(self, probabilities, seconds, labels):
-        """Smooth probabilities, float32 (classes,), over time and choose the label with care. Returns a Face."""
-        labels = (*labels, UNCERTAIN)
+    def judge(self, probabilities, seconds):
+        """Smooth probabilities, float32 (classes,), over time and choose the label with care."""
         if self.probabilities is None:
             self.probabilities, self.judged = probabilities, seconds
         latest = 1 - math.exp((self.judged - seconds) / MEMORY)
         self.probabilities = self.probabilities + np.float32(latest) * (probabilities - self.probabilities)
-        self.judged = seconds
+        self.judged, self.views = seconds, self.views + 1
         chances = np.append(self.probabilities, UNSURE)  # to be uncertain is one label more
         best = chances.argmax()
         if self.label is None or chances[best] - chances[self.label] >= MARGIN:
             self.label = best
+
+    def face(self, labels):
+        """The Face as it is shown; labels: the classifier's."""
+        labels = (*labels, UNCERTAIN)
         # what stands beside a label is its own probability; beside UNCERTAIN, the likeliest one's
         confidence = self.probabilities[self.label] if self.label < len(labels) - 1 else self.probabilities.max()
         return Face(self.box, labels[self.label], float(confidence), self.number, self.probabilities)
@@ -322,12 +327,22 @@ class Tracker:
         if far:
             track.confirm(min(far, key=lambda face: math.hypot(face.x - place.x, face.y - place.y)), seconds, gray)
 
-    def judge(self, tracks, probabilities, seconds):
-        """Tell the expressions of the `tracks` that `find` returned, from probabilities, float32 (tracks, classes).
+    def due(self, tracks):
+        """Those of the `tracks` that `find` returned whose expressions are to be read in this frame: new ones, and of
+        the others the JUDGED that have waited longest."""
+        new = [track for track in tracks if not track.views]
+        known = (track for track in tracks if track.views)
+        return new + sorted(known, key=lambda track: (track.judged, track.views))[:JUDGED]
 
-        Returns a Face for each, its probabilities smoothed with a time constant of MEMORY seconds.
+    def judge(self, tracks, probabilities, seconds):
+        """Tell the expressions of the `tracks` that `find` returned, from what was read in those that were `due`.
+
+        probabilities: float32 (due, classes), smoothed here with a time constant of MEMORY seconds. Returns a Face for
+        each track.
         """
-        return [track.judge(row, seconds, self.labels) for track, row in zip(tracks, probabilities, strict=True)]
+        for track, row in zip(self.due(tracks), probabilities, strict=True):
+            track.judge(row, seconds)
+        return [track.face(self.labels) for track in tracks]
 
 
 def shrunk(gray):

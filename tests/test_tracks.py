@@ -160,6 +160,18 @@ def test_two_faces_have_labels_of_their_own(detector, faces):
     assert shown == {True: "angry", False: "sad"}
 
 
+def test_of_many_faces_those_that_waited_longest_are_read(detector, faces):
+    tracker, picture = Tracker(detector, LABELS), frame([(face, 5 + 165 * i, 180) for i, face in enumerate(faces)])
+    for number in range(13):
+        tracks = tracker.find(picture, number / RATE)
+        due = tracker.due(tracks)
+        assert len(tracks) == 4 and len(due) == (3 if number else 4)
+        rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in due], np.float32)
+        shown = tracker.judge(tracks, rows, number / RATE)
+        assert [face.label for face in shown] == ["angry" if face.box.x < 250 else "sad" for face in shown]
+    assert [track.views for track in tracks] == [10] * 4
+
+
 def test_the_same_film_gives_the_same_faces(detector, faces):
     film = [[(faces[0], 50 + 5 * step, 100 + 2 * step), (faces[1], 450 - step, 250)] for step in range(40)]
     assert follow(detector, film) == follow(detector, film)
