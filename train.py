@@ -34,7 +34,7 @@ with quiet():  # its greeting as well
 from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch
-from expressions.classifier import SCALINGS, Classifier, read_facts, write_facts, write_votes
+from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
 from expressions.targets import label_outputs, loss_and_accuracy, targets, votes_layer
 
 HERE = Path(__file__).resolve().parent
@@ -343,6 +343,7 @@ def finish(best, data, options, run):
     votes = votes_layer(weights, len(data.labels))
     if votes:
         write_votes(partial, *votes)
+    halve(partial)
     backend = keras.config.backend()
     facts = {
         "name": options.model.stem, "network": options.network, "parameters": network.count_params(),
