@@ -128,6 +128,7 @@ def detect(options):
         raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
     names, options.size = expand(options.source), options.size and parse_size(options.size)
     several, failed = names != [options.source], 0  # a folder or pattern, whatever it holds
+    root = (os.path.commonpath([os.path.dirname(name) for name in names]) or ".") if several else None
     labeller, summary = Labeller(options.model, options.cascade, options.votes), Summary()
     with ExitStack() as stack:
         tables = [
@@ -138,7 +139,7 @@ def detect(options):
         preview = stack.enter_context(Preview(labeller.labels, options.bars)) if windowed else None
         for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
             try:
-                if not label_source(name, several, options, labeller, tables, summary, preview):
+                if not label_source(name, root, options, labeller, tables, summary, preview):
                     break
             except UserError as error:
                 if not several:
@@ -152,17 +153,20 @@ def detect(options):
         raise UserError(f"{options.source}: {failed} of {len(names)} sources could not be done")
 
 
-def label_source(name, several, options, labeller, tables, summary, preview):
-    """Label the faces of one source, frame by frame. Returns whether to go on with the next one."""
+def label_source(name, root, options, labeller, tables, summary, preview):
+    """Label the faces of one source, frame by frame. Returns whether to go on with the next one.
+
+    root: the folder that all sources lie in, where there are several; what is saved lies alike."""
     labeller.start()
     frames = faces_seen = 0
     go_on, save = True, options.save
     with ExitStack() as stack:
         source = stack.enter_context(Source(name, options.size))
         if save:
-            if several:
+            if root:
                 save.mkdir(exist_ok=True)
-                save /= Path(name).name
+                save /= os.path.relpath(name, root)
+                save.parent.mkdir(parents=True, exist_ok=True)
                 if not source.still and save.suffix.lower() not in CODECS:  # which can be read, but not written
                     save = save.with_name(f"{save.name}.mp4")
             recording = stack.enter_context(Recording(save, source, options.overwrite))
@@ -184,7 +188,7 @@ def label_source(name, several, options, labeller, tables, summary, preview):
             print("\nStopped.")
             go_on = False
         rate = frames / (time.perf_counter() - began)
-    if not several or not source.still:
+    if not root or not source.still:
         speed = "" if source.still else f", {rate:.1f} frames/s"
         broken = f", {source.skipped} broken ones skipped" if source.skipped else ""
         lacking = f"; {source.missing:.1f} s are missing: damaged, or cut without being encoded again"

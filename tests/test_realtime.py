@@ -117,6 +117,30 @@ def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, traine
     assert "3.png" in run("realtime_detect.py", *arguments, "--overwrite").stderr
 
 
+def test_pictures_of_one_name_in_several_folders_are_saved_in_as_many(tmp_path, trained, picture):
+    for folder in ("in/one", "in/two/three"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(picture, tmp_path / folder)
+    result = run("realtime_detect.py", "--source", "in/**/*.png", "--model", trained, "--save", "out", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    saved = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
+    assert saved == ["one/me.png", "two/three/me.png"]
+
+
+def test_without_litert_keras_labels_the_faces_and_says_so(tmp_path, trained, picture, monkeypatch, capsys):
+    arguments = ["--source", str(picture), "--model", str(trained), "--jsonl"]
+    model = shutil.copy(trained, tmp_path / "model.h5")  # not compiled yet
+    assert realtime_detect.main([*arguments, str(tmp_path / "compiled.jsonl")]) == 0
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
+    assert realtime_detect.main([*arguments, str(tmp_path / "keras.jsonl"), "--model", str(model)]) == 0
+    assert "is ai-edge-litert installed?" in capsys.readouterr().out
+    rows = [json.loads((tmp_path / f"{engine}.jsonl").read_text()) for engine in ("compiled", "keras")]
+    assert rows[0]["label"] == rows[1]["label"] and rows[0]["confidence"] == pytest.approx(
+        rows[1]["confidence"], abs=1e-3
+    )
+
+
 def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
     """A film so long that it is killed in the middle."""
     path = tmp_path / "long.avi"
