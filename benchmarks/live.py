@@ -5,7 +5,7 @@
     python benchmarks/live.py --frames 20000               also a film that long: does memory or time grow?
 
 Films of moving faces (as in benchmarks/faces.py) are written to a file. A frame's time is that of reading, finding,
-following and labelling its faces with both views, and drawing them. Where `fer` from the package index is installed, it
+following and labelling its faces, and drawing them. Where `fer` from the package index is installed, it
 sees the same frames, in turn with ours; it reads and draws nothing.
 """
 
