@@ -28,9 +28,9 @@ CLOSE, REACH, FAR_REACH = 52, 1.5, 2.2  # pixels of a face in a close look; widt
 PATCH, ALIKE = 24, 0.6  # pixels of a face as it is remembered; least correlation with one that is the same
 
 # the weight of a sighting (see `together`): about 4 for faces, 1 for what only resembles one
-SURE = 1.5  # for a face in a single frame
+SURE = 2.0  # mean of both views, for a face in a single frame
 GAIN = 0.3  # of a sighting in the running mean over frames
-BELIEVED, DOUBTED, DROPPED = 3.0, 0.8, 0.25  # running means: shown from here, no longer shown, forgotten
+BELIEVED, DOUBTED, DROPPED = 2.5, 0.6, 0.25  # running means: shown from here, no longer shown, forgotten
 LIFE = 1.5  # seconds that a face is remembered when the cascade doesn't find it
 BLINK = 0.5  # seconds of those in which it is looked for by its looks
 NEAR, SPREAD = 0.7, 1.0  # widths that a face may be from where it is expected; more of them for each second unseen
@@ -99,14 +99,13 @@ class FaceDetector:
     def detect(self, gray):
         """Find the faces in `gray`, uint8 (height, width). Returns Boxes, framed as FER2013, from left to right."""
         gray, scale = shrunk(gray)
-        return sorted(framed(face, scale) for face in self.search(gray))
+        return sorted(framed(face, scale) for face in self.search(gray) if face.weight >= SURE)
 
     def search(self, gray):
-        """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of faces, from
+        """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of what may be faces, from
         left to right."""
         rough = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(SMALLEST_FACE, SMALLEST_FACE))
-        found = [face for box in rough for face in self.look_twice(gray, sighting(box)) if face.weight >= SURE]
-        return sorted(merged(found))
+        return sorted(merged([face for box in rough for face in self.look_twice(gray, sighting(box))]))
 
     def look_twice(self, gray, place):
         """Look closely around a Sighting and at the mirror image; returns Sightings with the mean weight of both."""
@@ -243,7 +242,7 @@ class Tracker:
         if self.begins(gray, seconds):
             tracks.clear()
             for face in self.detector.search(gray):
-                self.add(face, seconds, gray, max(BELIEVED, face.weight))
+                self.add(face, seconds, gray, max(BELIEVED, face.weight) if face.weight >= SURE else face.weight)
         else:
             found = self.matched(gray, seconds)
             lost = [track for track in tracks if track.seen < seconds]
