@@ -102,8 +102,8 @@ class FaceDetector:
         return sorted(framed(face, scale) for face in self.search(gray) if face.weight >= SURE)
 
     def search(self, gray):
-        """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of what may be faces, from
-        left to right."""
+        """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of what may be faces,
+        from left to right."""
         rough = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(SMALLEST_FACE, SMALLEST_FACE))
         return sorted(merged([face for box in rough for face in self.look_twice(gray, sighting(box))]))
 
