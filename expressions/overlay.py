@@ -28,7 +28,7 @@ def draw(frame, faces, labels=()):
     frame: BGR uint8 (height, width, 3). faces: with box (x, y, width, height in pixels), number (None is not drawn),
     label, confidence (0 to 1) and probabilities (0 to 1, in the order of `labels`).
     """
-    picture, scale = frame.copy(), scale_of(frame)
+    picture, scale, bars = frame.copy(), scale_of(frame), []
     for face in faces:
         colour = COLOURS.get(face.label, OTHER_COLOUR)
         x, y, width, height = face.box
@@ -36,7 +36,7 @@ def draw(frame, faces, labels=()):
         for outline, ink in ((line + 2, DARK), (line, colour)):  # the dark rim is seen on any background
             cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), ink, outline)
         if labels:
-            draw_bars(picture, face, labels, scale)
+            bars.append(draw_bars(picture, face, labels, scale, [*(other.box for other in faces), *bars]))
     for face in faces:  # last, so that nothing covers a text
         number = "" if face.number is None else f"{face.number} "
         sureness = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
@@ -45,17 +45,25 @@ def draw(frame, faces, labels=()):
     return picture
 
 
-def draw_bars(picture, face, labels, scale):
-    """A bar for each probability of a face, beside its box: on the side where there is more room."""
+def draw_bars(picture, face, labels, scale, taken):
+    """A bar for each probability of a face, beside its box: on the side where there is more room, or the other one, or
+    on its chin where both would cover one of the boxes `taken`. Returns the place of the bars, a box like those."""
     row, margin = round(24 * scale), round(6 * scale)
     names = max(cv2.getTextSize(label, FONT, scale * 0.7, 1)[0][0] for label in labels)
     longest = round(90 * scale)
     width, height = names + longest + 3 * margin, row * len(labels) + margin
-    x, y, box_width, _ = face.box
-    right = picture.shape[1] - x - box_width
-    left = x + box_width + margin if right >= x else x - margin - width
-    left = max(0, min(left, picture.shape[1] - width))
-    top = max(0, min(max(y, 2 * row), picture.shape[0] - height))  # under a label at the upper edge
+    x, y, box_width, box_height = face.box
+    beside = max(y, 2 * row)  # under a label at the upper edge
+    places = [(x + box_width + margin, beside), (x - margin - width, beside)]
+    if picture.shape[1] - x - box_width < x:
+        places.reverse()
+    places.append((x + (box_width - width) // 2, y + box_height - height))
+    for left, top in places:
+        left = max(0, min(left, picture.shape[1] - width))
+        top = max(0, min(top, picture.shape[0] - height))
+        place = left, top, width, height
+        if all(apart(place, other) for other in taken):
+            break
     panel = picture[top : top + height, left : left + width]
     panel[:] = panel // 4  # darkened, so that the scene stays to be seen
     for index, (label, probability) in enumerate(zip(labels, face.probabilities, strict=True)):
@@ -67,6 +75,12 @@ def draw_bars(picture, face, labels, scale):
         cv2.rectangle(
             panel, (start, bottom - row + margin), (end, bottom), COLOURS.get(label, OTHER_COLOUR), cv2.FILLED
         )
+    return place
+
+
+def apart(one, other):
+    """Whether two boxes (x, y, width, height) have nothing in common."""
+    return any(one[i] + one[i + 2] <= other[i] or other[i] + other[i + 2] <= one[i] for i in (0, 1))
 
 
 def write_line(picture, text):

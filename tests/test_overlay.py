@@ -52,6 +52,19 @@ def test_bars_are_as_long_as_expressions_are_likely():
     assert longest["happy"] > 5
 
 
+def test_bars_cover_no_other_face_and_no_other_bars():
+    """Four faces side by side, with no room between them: each has its own bars, on its chin."""
+    frame = np.full((480, 960, 3), 200, np.uint8)
+    row = [Face(Box(10 + 235 * i, 150, 230, 230), "happy", 1.0, i, (0, 0, 0, 1.0, 0, 0, 0)) for i in range(4)]
+    dark = (overlay.draw(frame, row, EMOTIONS) == 50).all(axis=2)  # what lies under bars
+    for face in row:
+        x, y, width, height = face.box
+        inside = dark[y : y + height, x : x + width]
+        assert inside[height // 2 :].mean() > 0.1 and not inside[: height // 3].any()
+    alone = overlay.draw(frame, row[:1], EMOTIONS)
+    assert (alone[:, 245:] == 50).any() and not (alone[150:380, 15:235] == 50).any()  # beside it, where there is room
+
+
 def test_number_and_confidence_are_written_and_an_uncertain_face_has_none():
     """Told by the width of the plate."""
 
