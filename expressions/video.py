@@ -291,7 +291,7 @@ class Window:
         if "WAYLAND_DISPLAY" in os.environ:
             os.environ.setdefault("QT_QPA_PLATFORM", "xcb")  # the only one that OpenCV's wheels bring
         try:
-            cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+            cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         except cv2.error:
             raise UserError(
                 "this OpenCV was built without windows; run: pip uninstall opencv-python-headless, "
