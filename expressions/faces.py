@@ -115,7 +115,7 @@ class FaceDetector:
     def look(self, gray, place, reach=REACH, mirrored=False):
         """Look closely around a Sighting, as far as `reach` times its width; returns Sightings of about its size.
 
-        mirrored: search the mirror image of the frame instead, which what only resembles a face seldom survives."""
+        mirrored: look at the mirror image instead, in which what only resembles a face is seldom found again."""
         part, left, top, scale = around(gray, place, reach, CLOSE)
         smallest, largest = round(CLOSE * 0.8), round(CLOSE * 1.25)
         if min(part.shape) < smallest:

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from expressions import EMOTIONS, UserError, synthetic
-from expressions.faces import Box, FaceDetector, crop
+from expressions.faces import Box, FaceDetector, Sighting, crop
 
 CASCADE = ROOT / "haarcascade_frontalface_default.xml"
 
@@ -42,6 +42,15 @@ def test_boxes_of_a_large_frame_are_in_its_own_pixels_and_within_it(detector):
     for box in boxes:
         assert box.x >= 0 and box.y >= 0 and box.x + box.width <= 1920 and box.y + box.height <= 1080
         assert crop(gray, box).shape == (box.height, box.width)
+
+
+def test_a_face_is_found_at_the_same_place_in_the_mirror_image(detector):
+    """Looked for beside its place, so that a box that is not turned back would lie on the other side."""
+    gray = np.full((480, 640), 128, np.uint8)
+    gray[150:350, 250:450] = synthetic.draw_face("happy", np.random.default_rng(0), 200)
+    for mirrored in (False, True):
+        face = max(detector.look(gray, Sighting(380, 250, 200), mirrored=mirrored), key=lambda face: face.weight)
+        assert abs(face.x - 350) < 10 and abs(face.y - 250) < 20 and face.weight > 2, (mirrored, face)
 
 
 def test_finds_nothing_where_nothing_is(detector):

@@ -135,10 +135,9 @@ def test_without_litert_keras_labels_the_faces_and_says_so(tmp_path, trained, pi
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
     assert realtime_detect.main([*arguments, str(tmp_path / "keras.jsonl"), "--model", str(model)]) == 0
     assert "is ai-edge-litert installed?" in capsys.readouterr().out
-    rows = [json.loads((tmp_path / f"{engine}.jsonl").read_text()) for engine in ("compiled", "keras")]
-    assert rows[0]["label"] == rows[1]["label"] and rows[0]["confidence"] == pytest.approx(
-        rows[1]["confidence"], abs=1e-3
-    )
+    compiled, keras = (json.loads((tmp_path / f"{engine}.jsonl").read_text()) for engine in ("compiled", "keras"))
+    assert compiled["label"] == keras["label"]
+    assert compiled["confidence"] == pytest.approx(keras["confidence"], abs=1e-3)
 
 
 def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
