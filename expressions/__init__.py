@@ -7,6 +7,12 @@ saw in training.
 
 import contextlib
 import os
+import signal
+from pathlib import Path
+
+MOST_PIXELS = 2**27  # of a picture: a small file may unpack to one that no memory holds
+MOST_BYTES = 2**29  # of its file
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))  # read by the import that follows
 
 import cv2
 import numpy as np
@@ -19,6 +25,20 @@ SCALE = 1 / 255  # the network's input is a pixel (0..255) times SCALE
 
 class UserError(Exception):
     """Something the user can mend. Its one line says what is wrong, where, and what to do."""
+
+
+def printable(text):
+    """`text` as one line for a terminal: what is not printable in it, such as a line end in the name of a file or a
+    command to the terminal, becomes its code."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))
+
+
+def heed_ends():
+    """Make a program that is asked to end, or whose terminal is closed, end as after Ctrl-C: by a KeyboardInterrupt."""
+    for name in ("SIGTERM", "SIGHUP"):  # nohup has the program deaf to the second
+        number = getattr(signal, name, None)  # Windows has no such
+        if number and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -34,6 +54,31 @@ def quiet():
             for stream, copy in kept.items():
                 os.dup2(copy, stream)
                 os.close(copy)
+
+
+def read_picture(path):
+    """The picture in the file at `path`; see `decode`. None also for a file of more than MOST_BYTES. Raises OSError."""
+    with open(path, "rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    return decode(np.frombuffer(data, np.uint8)) if len(data) <= MOST_BYTES else None
+
+
+def decode(data):
+    """The picture in `data`, a file's bytes as a uint8 array; None if OpenCV can't read it or it has more than
+    MOST_PIXELS. Returns BGR uint8 (height, width, 3), turned upright as its EXIF data say; what is transparent lies on
+    white, as in most viewers."""
+    try:
+        with quiet():  # libraries that OpenCV uses complain on the screen
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            layers = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if image is not None else None
+    except cv2.error:  # nothing in it, or too much
+        return None
+    if layers is None or layers.ndim < 3 or layers.shape[2] < 4:
+        return image
+    if layers.dtype == np.uint16:
+        layers = cv2.convertScaleAbs(layers, alpha=255 / 65535)
+    opacity = cv2.merge([layers[:, :, 3]] * 3)
+    return cv2.add(cv2.multiply(layers[:, :, :3], opacity, scale=1 / 255), 255 - opacity)
 
 
 def prepare(image, size=IMAGE_SIZE):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from expressions import UserError, quiet
+from expressions import UserError, decode, quiet, read_picture
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
 
@@ -80,21 +80,6 @@ def parse_size(text):
     if not match:
         raise UserError(f"--size {text}: not a size; give width and height in pixels, such as 1280x720")
     return int(match[1]), int(match[2])
-
-
-def decode(data):
-    """The image in `data`, a file's bytes as a uint8 array, or None if it isn't one. Returns BGR uint8 (height, width,
-    3), turned upright as its EXIF data say; what is transparent lies on white, as in most viewers."""
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        layers = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if image is not None else None
-    except cv2.error:  # nothing in it, or too much
-        return None
-    if image is None or layers.ndim < 3 or layers.shape[2] < 4:
-        return image
-    most = np.iinfo(layers.dtype).max
-    colour, opacity = layers[:, :, :3] * np.float32(255 / most), layers[:, :, 3:] * np.float32(1 / most)
-    return np.uint8(255 - (255 - colour) * opacity + 0.5)
 
 
 class Source:
@@ -181,9 +166,9 @@ class Source:
             capture = self.open()
             capture.set(cv2.CAP_PROP_FORMAT, -1)  # the file's bytes, for FFmpeg would neither turn nor blend it
             data = capture.read()[1]
+            image = None if data is None else decode(data)
         else:
-            data = np.fromfile(self.address, np.uint8)
-        image = None if data is None else decode(data)
+            image = read_picture(self.address)
         if image is not None:
             yield image, 0.0
 
