@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chat
 import cv2
 from tqdm import tqdm
 
-from expressions import UserError, compiled, overlay
+from expressions import UserError, compiled, heed_ends, overlay, printable
 from expressions.classifier import Classifier
 from expressions.faces import FaceDetector, Tracker, crop
 from expressions.results import Summary, Table
@@ -80,10 +80,11 @@ class Labeller:
 
 def main(arguments=None):
     options = parse(arguments)
+    heed_ends()
     try:
         detect(options)
     except (UserError, OSError) as error:
-        print(f"realtime_detect.py: {error}", file=sys.stderr)
+        print(f"realtime_detect.py: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # while loading; the loop has its own way to stop
         return 130
@@ -144,7 +145,7 @@ def detect(options):
             except UserError as error:
                 if not several:
                     raise
-                tqdm.write(f"realtime_detect.py: {error}", file=sys.stderr)
+                tqdm.write(f"realtime_detect.py: {printable(error)}", file=sys.stderr)
                 failed += 1
     if options.summary:
         summary.draw(options.summary, overlay.COLOURS)
@@ -193,7 +194,7 @@ def label_source(name, root, options, labeller, tables, summary, preview):
         broken = f", {source.skipped} broken ones skipped" if source.skipped else ""
         lacking = f"; {source.missing:.1f} s are missing: damaged, or cut without being encoded again"
         notes = f"{broken}{lacking if source.missing else ''}{f'; saved to {save}' if save else ''}"
-        tqdm.write(f"{source.name}: {frames} frames, {faces_seen} faces{speed}{notes}")
+        tqdm.write(f"{printable(source.name)}: {frames} frames, {faces_seen} faces{speed}{notes}")
     return go_on
 
 

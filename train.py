@@ -31,7 +31,7 @@ with quiet():  # its greeting as well
     import keras
     from keras import callbacks, layers
 
-from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, report, synthetic, video
+from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, heed_ends, printable, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch
 from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
@@ -107,13 +107,14 @@ def normalised():
 
 def main(arguments=None):
     options = parse(arguments)
+    heed_ends()
     try:
         if options.evaluate:
             evaluate(options)
         else:
             train(load_data(options), options)
     except (UserError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
         hint = "" if options.evaluate else " If an epoch had ended, --resume goes on from there."
@@ -203,9 +204,9 @@ def load_data(options):
 
 
 def describe_data(data):
-    print(f"Data: {data.source}\n{data.counts().to_string()}")
+    print(f"Data: {printable(data.source)}\n{data.counts().to_string()}")
     for note in data.notes:
-        print(f"  {note}")
+        print(f"  {printable(note)}")
 
 
 def train(data, options):

@@ -8,7 +8,6 @@ saw in training.
 import contextlib
 import os
 import signal
-from pathlib import Path
 
 MOST_PIXELS = 2**27  # of a picture: a small file may unpack to one that no memory holds
 MOST_BYTES = 2**29  # of its file
