@@ -4,15 +4,15 @@
 48x48 gray through `prepare`, the function that the webcam uses too.
 """
 
+import csv
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from expressions import EMOTIONS, IMAGE_SIZE, UserError, prepare
+from expressions import EMOTIONS, IMAGE_SIZE, UserError, prepare, printable, read_picture
 
 SPLITS = ("train", "validation", "test")
 FOLDER_NAMES = {
@@ -20,7 +20,7 @@ FOLDER_NAMES = {
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
 }
-CSV_EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # fer2013.csv: codes 0 to 6
+CSV_CODES = dict(zip("0123456", ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"), strict=True))
 CSV_COLUMNS = ("emotion", "pixels")
 CSV_USAGES = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 FERPLUS_COLUMNS = {  # of fer2013new.csv, and what they are called here
@@ -30,6 +30,7 @@ FERPLUS_COLUMNS = {  # of fer2013new.csv, and what they are called here
 FERPLUS_OTHERS = ("contempt", "unknown", "NF")
 VOTES = [*EMOTIONS, "other"]
 IMAGE_ENDINGS = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+LONGEST_LINE = 2**16  # characters of a CSV file; bounds the memory
 VALIDATION_SHARE = 0.1  # of the training images, where a data set has no validation split of its own
 
 
@@ -65,8 +66,7 @@ class Dataset(NamedTuple):
         """Images per class and split, with sums, as a DataFrame."""
         columns = {name: np.bincount(split.labels, minlength=len(self.labels)) for name, split in self.splits.items()}
         table = pd.DataFrame(columns, index=list(self.labels))
-        table.loc["all"] = table.sum()
-        return table
+        return pd.concat([table, table.sum().to_frame("all").T])
 
     def fingerprint(self):
         """16 hexadecimal digits that change when any image, label or vote does."""
@@ -87,6 +87,10 @@ def load(path, seed=0, training=True):
     path = Path(path)
     try:
         found = find(path)
+        if found is None and path.is_file():
+            raise UserError(
+                f"{path}: no table whose first line has {' and '.join(CSV_COLUMNS)}; if it is packed, unpack it first"
+            )
         if found is None:
             raise UserError(
                 f"{path}: no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
@@ -104,7 +108,7 @@ def find(path):
         return path if has_columns(path, *CSV_COLUMNS) else None
     if not path.is_dir():
         return None
-    below = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    below = [entry for entry in visible(path) if entry.is_dir()]
     found = []
     for folder in [path, *below]:
         tables = [file for file in sorted(folder.glob("*.csv")) if has_columns(file, *CSV_COLUMNS)]
@@ -117,7 +121,7 @@ def find(path):
     if found:
         return found[0]
     # no split folders at all: the class folders stand right here
-    return path if any(images_in(folder) for folder in below) else None
+    return path if any(is_image(file) for folder in below for file in visible(folder)) else None
 
 
 def split_folder(folder, split):
@@ -128,13 +132,13 @@ def split_folder(folder, split):
     return None
 
 
-def images_in(folder):
-    """Image files right in `folder`, sorted by name."""
-    return sorted(
-        entry
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in IMAGE_ENDINGS and not entry.name.startswith(".") and entry.is_file()
-    )
+def visible(folder):
+    """What lies right in `folder`, sorted by name, without hidden entries and those that macOS packs beside all."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+
+
+def is_image(path):
+    return path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
 
 
 def read_folders(root, votes):
@@ -142,19 +146,25 @@ def read_folders(root, votes):
     folders = {split: split_folder(root, split) for split in SPLITS}
     if not any(folders.values()):
         folders = {"train": root, "validation": None, "test": None}
-    files = {split: {} for split in SPLITS}
+    files, home, outside, others = {split: {} for split in SPLITS}, root.resolve(), [], []
+
+    def leads_out(entry):  # a data set from the web could otherwise have any picture of this machine read
+        return entry.is_symlink() and not entry.resolve().is_relative_to(home)
+
     for split, folder in folders.items():
-        for entry in sorted(folder.iterdir()) if folder else ():
-            if entry.is_dir() and not entry.name.startswith("."):
-                files[split].setdefault(entry.name.lower(), []).extend(images_in(entry))
-    public = {
-        label: [file for file in paths if file.name.startswith("PublicTest_")] for label, paths in files["test"].items()
-    }
-    if any(public.values()) and not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
-        files["validation"] = public
-        files["test"] = {
-            label: [file for file in paths if file not in set(public[label])] for label, paths in files["test"].items()
-        }
+        for entry in visible(folder) if folder else ():
+            if leads_out(folder) or leads_out(entry):
+                outside.append(entry)
+            elif entry.is_dir():
+                contents = visible(entry)
+                outside += [file for file in contents if leads_out(file)]
+                images = [file for file in contents if not leads_out(file) and is_image(file)]
+                others += [file for file in contents if not leads_out(file) and not is_image(file)]
+                files[split].setdefault(printable(entry.name.lower()), []).extend(images)
+    if not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
+        for label, paths in files["test"].items():
+            files["validation"][label] = [file for file in paths if file.name.startswith("PublicTest_")]
+            files["test"][label] = [file for file in paths if not file.name.startswith("PublicTest_")]
     names = {label for by_label in files.values() for label, paths in by_label.items() if paths}
     labels = EMOTIONS if names == set(EMOTIONS) else tuple(sorted(names))
 
@@ -166,8 +176,10 @@ def read_folders(root, votes):
         images, indices, names = [], [], []
         for index, label in enumerate(labels):
             for file in by_label.get(label, ()):
-                pixels = np.fromfile(file, np.uint8)  # imread can't open every path on Windows
-                picture = cv2.imdecode(pixels, cv2.IMREAD_COLOR) if pixels.size else None
+                try:
+                    picture = read_picture(file)
+                except OSError:  # no permission, gone since it was listed, a bad disk
+                    picture = None
                 if picture is None:
                     unreadable.append(file)
                     continue
@@ -179,14 +191,21 @@ def read_folders(root, votes):
             if votes is not None:
                 shares = votes[~votes.index.duplicated()][VOTES].reindex(names, fill_value=0).to_numpy()
             splits[split] = Split(np.stack(images), np.array(indices), shares)
-    if unreadable:
-        examples = ", ".join(str(file) for file in unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        notes.append(f"skipped {len(unreadable)} files that are no image OpenCV can read: {examples}")
+    for skipped, why in (
+        (unreadable, "that can't be read, or are no image OpenCV knows"),
+        (outside, "that are links out of the data set; put the images themselves there"),
+        (others, "and folders whose names don't end as those of images do"),
+    ):
+        if skipped:
+            examples = ", ".join(str(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+            notes.append(f"skipped {len(skipped)} files {why}: {examples}")
     return labels, splits, notes
 
 
 def has_columns(path, *columns):
     """Whether `path` is a table in whose first line all of `columns` stand."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             names = [name.strip(' "\n') for name in file.readline(1000).split(",")]
@@ -195,16 +214,20 @@ def has_columns(path, *columns):
     return set(columns) <= set(names)
 
 
-def read_table(path):
-    """A CSV file as a DataFrame. Raises UserError when it is damaged."""
-    try:
-        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a whole CSV file ({str(error).strip()}); download it again") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        raise UserError(f"{path}: its rows have more fields than its first line; download it again")
-    table.columns = table.columns.str.strip()
-    return table
+def read_rows(path):
+    """The rows of a CSV file in turn, as dictionaries of text by column. Raises UserError when it is damaged.
+
+    One is in memory at a time, and at most LONGEST_LINE characters of it."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(iter(lambda: file.readline(LONGEST_LINE), ""), skipinitialspace=True)
+        try:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames]
+            for number, row in enumerate(reader, 1):
+                if None in row:
+                    raise UserError(f"{path}: data row {number} has more fields than the first line; download it again")
+                yield row
+        except csv.Error as error:
+            raise UserError(f"{path}: not a whole CSV file ({error}); download it again") from None
 
 
 def read_votes(folders):
@@ -219,7 +242,7 @@ def read_votes(folders):
         return None
     if len(found) > 1:
         raise UserError(f"several files of FER+ votes: {', '.join(map(str, found))}; keep one of them")
-    table = read_table(found[0])
+    table = pd.DataFrame(read_rows(found[0]), columns=["Usage", "Image name", *columns])
     votes = table[columns].apply(pd.to_numeric, errors="coerce")
     counted = ((votes >= 0) & np.isfinite(votes)).all(axis=1).to_numpy()
     if not counted.all():
@@ -234,39 +257,32 @@ def read_votes(folders):
 def read_csv(path, votes):
     """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers), Usage; join votes by the
     number of the row."""
-    table = read_table(path)
-    if "Usage" not in table:
-        table["Usage"] = "Training"
-    images = np.empty((len(table), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    for row, text in enumerate(table["pixels"]):
+    images, labels, usages = [], [], []
+    for number, row in enumerate(read_rows(path), 1):
+        usage = row.get("Usage", "Training")
         try:
-            pixels = np.array(str(text).split(), dtype=np.int64)
+            pixels = np.array((row["pixels"] or "").split(), dtype=np.int64)
         except (ValueError, OverflowError):
             pixels = np.empty(0)
         if pixels.size != IMAGE_SIZE**2 or pixels.min() < 0 or pixels.max() > 255:
             raise UserError(
-                f"{path}: data row {row + 1}: pixels are not {IMAGE_SIZE**2} numbers from 0 to 255; download it again"
+                f"{path}: data row {number}: pixels are not {IMAGE_SIZE**2} numbers from 0 to 255; download it again"
             )
-        images[row] = pixels.reshape(IMAGE_SIZE, IMAGE_SIZE)
-    codes = pd.to_numeric(table["emotion"], errors="coerce")
-    for wrong, column in ((~codes.isin(range(7)), "emotion"), (~table["Usage"].isin(CSV_USAGES), "Usage")):
-        if wrong.any():
-            row = wrong.to_numpy().argmax()
-            known = "0 to 6" if column == "emotion" else ", ".join(CSV_USAGES)
-            raise UserError(f"{path}: data row {row + 1}: {column} is {table[column].iloc[row]!r}, not one of {known}")
-    order = np.array([EMOTIONS.index(name) for name in CSV_EMOTIONS])
-    labels = order[codes.to_numpy(dtype=np.int64)]
+        for known, column, value in ((CSV_CODES, "emotion", row["emotion"]), (CSV_USAGES, "Usage", usage)):
+            if value not in known:
+                raise UserError(f"{path}: data row {number}: {column} is {value!r:.80}, not one of {', '.join(known)}")
+        images.append(pixels.astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE))
+        labels.append(EMOTIONS.index(CSV_CODES[row["emotion"]]))
+        usages.append(usage)
     notes, shares = [], None
-    if votes is not None and list(votes["Usage"]) == list(table["Usage"]):
+    if votes is not None and list(votes["Usage"]) == usages:
         shares = votes[VOTES].to_numpy()
     elif votes is not None:
         notes.append("FER+ votes left out: their rows are not those of the data set")
-    everything = Split(images, labels, shares)
-    splits = {}
-    for usage, split in CSV_USAGES.items():
-        rows = (table["Usage"] == usage).to_numpy()
-        if rows.any():
-            splits[split] = everything.take(rows)
+    splits, usages = {}, np.array(usages)
+    if images:
+        everything = Split(np.stack(images), np.array(labels), shares)
+        splits = {split: everything.take(usages == usage) for usage, split in CSV_USAGES.items() if usage in usages}
     return EMOTIONS, splits, notes
 
 
@@ -276,11 +292,14 @@ def check(dataset, seed=0, training=True):
     image, or nothing can be learned from them."""
     splits, notes = dict(dataset.splits), list(dataset.notes)
     if not splits or training and "train" not in splits:
-        raise UserError(f"{dataset.source}: no training image that OpenCV can read; put some in train/<class>/")
+        found = f" ({'; '.join(notes)})" if notes else ""
+        raise UserError(f"{dataset.source}: no training image that OpenCV can read; put some in train/<class>/{found}")
     if "train" in splits and "validation" not in splits:
         train = splits["train"]
         held = held_out(train.labels, seed)
         splits["train"], splits["validation"] = train.take(~held), train.take(held)
+        if training and not held.any():
+            raise UserError(f"{dataset.source}: one image a class; training takes more, some for validation")
         notes.append(f"no validation split: held {held.sum()} images out of train (stratified, seed {seed})")
 
     for name in ("validation", "test"):
@@ -334,10 +353,10 @@ def stands_in(split, other):
 
 
 def held_out(labels, seed):
-    """A boolean mask over `labels` that picks the same share of every class, at least one image of each."""
+    """A boolean mask over `labels` that picks the same share of every class, at least one image where there are two."""
     held = np.zeros(len(labels), dtype=bool)
     random = np.random.default_rng(seed)
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
-        held[rows[: max(1, round(VALIDATION_SHARE * len(rows)))]] = True
+        held[rows[: max(len(rows) > 1, round(VALIDATION_SHARE * len(rows)))]] = True
     return held

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from expressions import UserError
 
+matplotlib.rcParams["text.parse_math"] = False  # a class may have $ in its name
 CALIBRATION_BINS = 15
 AGREEMENT = 0.6  # of the taggers: their majority label is then hardly a matter of chance
 GRID = (4, 8)  # rows, at most, and columns of a picture grid
@@ -192,7 +194,7 @@ def draw_distribution(data, path):
     """Draw the images per class and split as a PNG file at `path`."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    counts = data.counts().drop(index="all").rename_axis("class").reset_index()
+    counts = data.counts()[:-1].rename_axis("class").reset_index()
     counts = counts.melt("class", var_name="split", value_name="images")
     seaborn.barplot(counts, x="class", y="images", hue="split", palette="colorblind", ax=axes)
     for bars in axes.containers:
@@ -341,7 +343,9 @@ def card(facts, data, evaluations, megabytes, history):
 
 def markdown(table):
     """A DataFrame as a Markdown table, its fractions with three decimals."""
+
+    def text(value):
+        return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "&#124;")
+
     rows = [["", *table.columns], ["---"] * (len(table.columns) + 1), *table.astype(object).itertuples()]
-    return "\n".join(
-        f"| {' | '.join(f'{value:.3f}' if isinstance(value, float) else str(value) for value in row)} |" for row in rows
-    )
+    return "\n".join(f"| {' | '.join(map(text, row))} |" for row in rows)

@@ -182,7 +182,7 @@ def test_votes_that_are_no_counts(tmp_path, votes):
 def test_votes_with_more_fields_than_names(tmp_path):
     write_csv(tmp_path / "fer2013.csv", csv_rows())
     write_csv(tmp_path / "fer2013new.csv", ["Training,a,1,0,0,0,0,0,0,0,0,0,5"], FERPLUS)
-    with pytest.raises(UserError, match="more fields than its first line"):
+    with pytest.raises(UserError, match="more fields than the first line"):
         dataset.load(tmp_path)
 
 
