@@ -6,6 +6,7 @@
 
 import csv
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +150,7 @@ def read_folders(root, votes):
     files, home, outside, others = {split: {} for split in SPLITS}, root.resolve(), [], []
 
     def leads_out(entry):  # a data set from the web could otherwise have any picture of this machine read
-        return entry.is_symlink() and not entry.resolve().is_relative_to(home)
+        return entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(home)
 
     for split, folder in folders.items():
         for entry in visible(folder) if folder else ():

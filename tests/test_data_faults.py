@@ -1,0 +1,396 @@
+"""Data sets as people have them: half downloaded, mixed up, made on another system, or made to do harm."""
+
+import gzip
+import os
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, WITHOUT_PRIVILEGES, write_data
+from PIL import Image
+
+import train
+from expressions import EMOTIONS, IMAGE_SIZE, dataset, report
+
+pytestmark = pytest.mark.faults
+
+PIXELS = " ".join(["7"] * IMAGE_SIZE**2)
+HEADER = "emotion,pixels,Usage"
+
+
+def face(value=100, size=(48, 48)):
+    """A PNG file's bytes."""
+    return cv2.imencode(".png", np.full(size, value, np.uint8))[1].tobytes()
+
+
+def folder(root, names=("train/happy/a.png", "train/sad/b.png", "validation/happy/c.png", "validation/sad/d.png")):
+    """Write an image of its own under each name; returns the folder."""
+    for value, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(face(10 * value + 5))
+    return root
+
+
+def large_png(width, height, depth=8):
+    """A PNG file of black pixels, gray; as small as a bomb is."""
+    packer, row = zlib.compressobj(9), b"\0" * (1 + width * depth // 8)
+    packed = b"".join([*(packer.compress(row) for _ in range(height)), packer.flush()])
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def pillow(path, mode, **options):
+    colour = {"CMYK": (0, 255, 255, 0), "RGBA": (255, 0, 0, 255), "LA": (76, 255), "P": 1, "1": 1, "F": 76.0}[mode]
+    picture = Image.new(mode, (60, 60), colour)
+    if mode == "P":
+        picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.save(path, **options)
+
+
+def csv_file(path, *rows, header=HEADER, end="\n"):
+    path.write_bytes(end.join([header, *rows, ""]).encode())
+    return path
+
+
+GOOD_ROWS = [  # the first pixel of validation images tells the code
+    f"{code},{first + code} {PIXELS[2:]},{usage}"
+    for first, usage in ((100, "Training"), (0, "PublicTest"))
+    for code in range(7)
+]
+
+
+def empty(root):
+    return root
+
+
+def only_hidden(root):
+    return folder(root, ["train/happy/.a.png", "train/sad/._b.png", "train/.git/c.png"])
+
+
+def nothing_but_text(root):
+    (root / "train" / "happy").mkdir(parents=True)
+    (root / "train" / "happy" / "a.jpg").write_text("<html>404</html>")
+    return root
+
+
+def several(root):
+    return folder(root, ["one/train/happy/a.png", "two/train/happy/a.png"])
+
+
+FOLDERS = {
+    "empty": (empty, "no data set here"),
+    "missing": (lambda root: root / "nowhere", "no data set here"),
+    "only hidden files": (only_hidden, "no training image"),
+    "no picture that can be read": (nothing_but_text, "no training image"),
+    "one class": (lambda root: folder(root, ["train/happy/a.png", "train/happy/b.png"]), "only one class (happy)"),
+    "a class in validation alone": (
+        lambda root: folder(root, ["train/happy/a.png", "validation/happy/b.png", "validation/sad/c.png"]),
+        "no training image of sad",
+    ),
+    "no training images": (lambda root: folder(root, ["val/happy/a.png", "val/sad/b.png"]), "no training image"),
+    "one image a class": (lambda root: folder(root, ["happy/a.png", "sad/b.png"]), "one image a class"),
+    "several data sets": (several, "several data sets"),
+}
+TABLES = {
+    "an empty file": ([], "", "no table"),
+    "no rows": ([], HEADER, "no training image"),
+    "no pixels": (["0,Training"], "emotion,Usage", "no table"),
+    "other names": (GOOD_ROWS, "label,pixels,Usage", "no table"),
+    "semicolons": ([row.replace(",", ";") for row in GOOD_ROWS], "emotion;pixels;Usage", "no table"),
+    "too few pixels": (["0,1 2 3,Training"], HEADER, "data row 1: pixels"),
+    "too many pixels": ([*GOOD_ROWS, f"0,{PIXELS} 7,Training"], HEADER, "data row 15: pixels"),
+    "a pixel of 256": ([f"0,256 {PIXELS[2:]},Training"], HEADER, "data row 1: pixels"),
+    "a pixel below 0": ([f"0,-1 {PIXELS[2:]},Training"], HEADER, "data row 1: pixels"),
+    "a pixel of 30 digits": ([f"0,{'9' * 30} {PIXELS[2:]},Training"], HEADER, "data row 1: pixels"),
+    "a pixel that is a word": ([f"0,nan {PIXELS[2:]},Training"], HEADER, "data row 1: pixels"),
+    "an unknown code": ([f"7,{PIXELS},Training"], HEADER, "emotion is '7', not one of 0, 1"),
+    "no code": ([f",{PIXELS},Training"], HEADER, "emotion is ''"),
+    "a code for the terminal": ([f"\x1b[2J,{PIXELS},Training"], HEADER, "emotion is '\\x1b[2J'"),
+    "an unknown usage": ([f"0,{PIXELS},Test"], HEADER, "Usage is 'Test'"),
+    "cut off in the middle of a row": ([*GOOD_ROWS, GOOD_ROWS[0][:3000]], HEADER, "data row 15: pixels"),
+    "cut off in a quotation": ([*GOOD_ROWS, f'0,"{PIXELS[:99]}'], HEADER, "data row 15: pixels"),
+    "a field too many": ([f"0,{PIXELS},Training,0"], HEADER, "data row 1 has more fields"),
+    "a line of a hundred megabytes": (["0," + "7 " * 50_000_000], HEADER, "data row 1: pixels"),
+    "a quotation of a hundred megabytes": (['0,"' + "7 " * 50_000_000], HEADER, "not a whole CSV file"),
+}
+
+
+def refused(data, capfd, words):
+    """Whether training says in one line what is wrong, and leaves nothing behind."""
+    model = data.parent / "out" / "model.h5"
+    assert train.main(["--data", str(data), "--model", str(model)]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.count("\n") == 1 and words in printed.err and printed.err[:-1].isprintable(), printed.err
+    assert not model.parent.exists()
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_that_can_t_be_trained_on(tmp_path, capfd, case):
+    make, words = FOLDERS[case]
+    (tmp_path / "data").mkdir()
+    refused(make(tmp_path / "data"), capfd, words)
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_table_that_can_t_be_trained_on(tmp_path, capfd, case):
+    rows, header, words = TABLES[case]
+    refused(csv_file(tmp_path / "fer2013.csv", *rows, header=header), capfd, words)
+
+
+@pytest.mark.parametrize("way", ["gzip", "zip", "UTF-16", "noise"])
+def test_a_table_in_another_code(tmp_path, capfd, way):
+    table = "\n".join([HEADER, *GOOD_ROWS])
+    data = {"gzip": gzip.compress(table.encode()), "zip": b"PK\3\4" + bytes(99), "UTF-16": table.encode("utf-16")}
+    data["noise"] = np.random.default_rng(0).bytes(10000)
+    (tmp_path / "fer2013.csv").write_bytes(data[way])
+    refused(tmp_path / "fer2013.csv", capfd, "no table whose first line has emotion and pixels")
+
+
+GOOD_TABLES = {
+    "a byte-order mark": lambda path: csv_file(path, *GOOD_ROWS, header="\ufeff" + HEADER),
+    "Windows's line ends": lambda path: csv_file(path, *GOOD_ROWS, end="\r\n"),
+    "old Mac's line ends": lambda path: csv_file(path, *GOOD_ROWS, end="\r"),
+    "more columns": lambda path: csv_file(path, *[row + ",3" for row in GOOD_ROWS], header=HEADER + ",id"),
+    "quotations": lambda path: csv_file(path, *['"' + row.replace(",", '","') + '"' for row in GOOD_ROWS]),
+    "empty lines": lambda path: csv_file(path, *GOOD_ROWS[:7], "", *GOOD_ROWS[7:], "", ""),
+    "another order": lambda path: csv_file(
+        path, *[",".join(row.split(",")[::-1]) for row in GOOD_ROWS], header="Usage,pixels,emotion"
+    ),
+    "no line end at the end": lambda path: path.write_text("\n".join([HEADER, *GOOD_ROWS])),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_TABLES)
+def test_a_table_that_other_programs_wrote(tmp_path, case):
+    GOOD_TABLES[case](tmp_path / "fer2013.csv")
+    data = dataset.load(tmp_path)
+    assert data.counts().loc["all"].tolist() == [7, 7] and data.notes == ()
+    firsts = {EMOTIONS[label]: image[0, 0] for image, label in zip(*data.splits["validation"][:2], strict=True)}
+    assert firsts == dict(
+        zip(("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"), range(7), strict=True)
+    )
+
+
+def test_a_table_of_faces_without_usage_has_some_held_out(tmp_path):
+    rows = [f"{code},{value} {PIXELS[2:]}" for code in range(7) for value in range(code * 10, code * 10 + 10)]
+    data = dataset.load(csv_file(tmp_path / "fer2013.csv", *rows, header="emotion,pixels"))
+    assert data.counts().loc["all"].tolist() == [63, 7]
+
+
+UNREADABLE = {
+    "no bytes": b"",
+    "cut off": face()[:60],
+    "a page of the web": b"<html>404 Not Found</html>",
+    "a head alone": large_png(48, 48)[:33],
+    "a bomb": large_png(30000, 30000),
+    "a long row": large_png(2**20 + 1, 1),
+    "noise": np.random.default_rng(0).bytes(5000),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_picture_that_can_t_be_read_is_skipped_and_named(tmp_path, capfd, case):
+    folder(tmp_path)
+    (tmp_path / "train" / "sad" / "bad.png").write_bytes(UNREADABLE[case])
+    data = dataset.load(tmp_path)
+    assert data.counts().loc["all"].tolist() == [2, 2]
+    assert any("skipped 1 files that can't be read" in note and "bad.png" in note for note in data.notes)
+    assert capfd.readouterr() == ("", "")  # not a word of the libraries
+
+
+def test_a_file_larger_than_any_picture(tmp_path):
+    folder(tmp_path)
+    with open(tmp_path / "train" / "sad" / "bad.png", "wb") as file:
+        file.write(face())
+        file.truncate(2**40)  # takes no room on the disk
+    assert any("skipped 1 files" in note for note in dataset.load(tmp_path).notes)
+
+
+READABLE = {  # each of them gray 76, or what is red
+    "CMYK.jpg": lambda path: pillow(path, "CMYK", quality=100),
+    "palette.png": lambda path: pillow(path, "P"),
+    "opaque.png": lambda path: pillow(path, "RGBA"),
+    "gray with alpha.png": lambda path: pillow(path, "LA"),
+    "16 bit.png": lambda path: cv2.imwrite(str(path), np.full((60, 60), 76 * 257, np.uint16)),
+    "animated.webp": lambda path: Image.new("RGB", (60, 60), "red").save(
+        path, save_all=True, append_images=[Image.new("RGB", (60, 60), "blue")], lossless=True
+    ),
+    "progressive.jpg": lambda path: Image.new("L", (60, 60), 76).save(path, progressive=True),
+    "one pixel.png": lambda path: path.write_bytes(face(76, (1, 1))),
+    "long.png": lambda path: path.write_bytes(face(76, (3, 20000))),
+    "large.png": lambda path: path.write_bytes(face(76, (8000, 8000))),
+    "jpeg by content.png": lambda path: path.write_bytes(cv2.imencode(".jpg", np.full((60, 60), 76, np.uint8))[1]),
+    "CAPITALS.JPG": lambda path: path.write_bytes(face(76)),
+    "ein Bild, 图 и كلمة.png": lambda path: path.write_bytes(face(76)),
+    "two\nlines and \x1b[31mred.png": lambda path: path.write_bytes(face(76)),
+    "no \udcff UTF-8.png": lambda path: path.write_bytes(face(76)),
+    "n" * 251 + ".png": lambda path: path.write_bytes(face(76)),
+    "--help.png": lambda path: path.write_bytes(face(76)),
+}
+
+
+@pytest.mark.parametrize("name", READABLE, ids=lambda name: ascii(name)[1:20])
+def test_a_picture_of_any_kind_and_name_is_read(tmp_path, name):
+    folder(tmp_path)
+    READABLE[name](tmp_path / "validation" / "sad" / name)
+    data = dataset.load(tmp_path)
+    images = data.splits["validation"].images
+    assert len(images) == 3 and not any("skipped" in note for note in data.notes)
+    assert (abs(images.astype(int) - 76).max(axis=(1, 2)) <= 3).sum() == 1
+
+
+def test_a_picture_of_numbers_with_a_point_is_read_or_named(tmp_path):
+    folder(tmp_path)
+    pillow(tmp_path / "train" / "sad" / "float.tiff", "F")
+    data = dataset.load(tmp_path)
+    assert data.counts().loc["all", "train"] == 3 or any("float.tiff" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "Thumbs.db", "desktop.ini", "b.heic", "nested/"])
+def test_what_is_no_picture_by_its_name_is_counted_and_named(tmp_path, name):
+    path = folder(tmp_path) / "train" / "sad" / name
+    path.mkdir() if name.endswith("/") else path.write_bytes(b"GIF89a")
+    data = dataset.load(tmp_path)
+    assert any("skipped 1 files and folders" in note and name.strip("/") in note for note in data.notes)
+    assert data.labels == ("happy", "sad")
+
+
+def test_what_macos_packs_beside_a_data_set_is_none(tmp_path):
+    folder(tmp_path / "fer2013")
+    folder(tmp_path / "__MACOSX", ["train/happy/._a.png", "train/sad/._b.png"])
+    assert dataset.load(tmp_path).counts().loc["all"].tolist() == [2, 2]
+
+
+def test_a_name_that_a_terminal_would_obey_is_printed_as_its_code(tmp_path, capfd):
+    folder(tmp_path / "data")
+    (tmp_path / "data" / "train" / "sad" / "\x1b[2J\nTop-1: 100 %\udcff.png").write_bytes(b"")
+    train.load_data(train.parse(["--data", str(tmp_path / "data")]))
+    printed = capfd.readouterr().out
+    assert "\\x1b[2J\\nTop-1: 100 %\\udcff.png" in printed and "\x1b" not in printed
+
+
+@pytest.mark.parametrize("kind", ["a file", "a class", "a split"])
+def test_a_link_out_of_the_data_set_is_not_followed(tmp_path, kind):
+    """As in an archive from the web, that would have pictures of this machine drawn into a report."""
+    private = folder(tmp_path / "private", ["train/angry/mine.png"]) / "train"
+    data = folder(tmp_path / "data")
+    if kind == "a file":
+        (data / "train" / "sad" / "z.png").symlink_to(private / "angry" / "mine.png")
+    elif kind == "a class":
+        (data / "train" / "angry").symlink_to(private / "angry")
+    else:
+        (data / "test").symlink_to(private)
+    loaded = dataset.load(data)
+    assert loaded.labels == ("happy", "sad") and list(loaded.splits) == ["train", "validation"]
+    assert loaded.counts().loc["all"].tolist() == [2, 2]
+    assert any("skipped 1 files that are links out of the data set" in note for note in loaded.notes)
+
+
+def test_links_within_the_data_set_and_to_the_whole_of_it_are_followed(tmp_path):
+    data = folder(tmp_path / "disk")
+    (data / "train" / "sad" / "z.png").symlink_to(data / "train" / "happy" / "a.png")
+    (tmp_path / "data").symlink_to(data)
+    assert dataset.load(tmp_path / "data").counts().loc["all", "train"] == 3
+
+
+@pytest.mark.parametrize("target", ["nowhere", "z.png", "../../train"], ids=["nowhere", "itself", "a circle"])
+def test_a_link_that_leads_nowhere_or_round(tmp_path, target):
+    data = folder(tmp_path / "data")
+    (data / "train" / "sad" / "z.png").symlink_to(target)
+    (data / "train" / "loop").symlink_to("../train")
+    loaded = dataset.load(data)
+    assert loaded.labels == ("happy", "sad") and loaded.counts().loc["all"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["train/sad/pipe.png", "pipe.csv"])
+def test_nobody_waits_for_a_pipe(tmp_path, name):
+    os.mkfifo(folder(tmp_path) / name)
+    loading = threading.Thread(target=dataset.load, args=[tmp_path], daemon=True)
+    loading.start()
+    loading.join(20)
+    assert not loading.is_alive()
+
+
+def test_a_file_that_vanishes_while_the_data_set_is_read(tmp_path, monkeypatch):
+    last = folder(tmp_path) / "validation" / "sad" / "d.png"
+    read = dataset.read_picture
+    monkeypatch.setattr(dataset, "read_picture", lambda path: (last.unlink(missing_ok=True), read(path))[1])
+    data = dataset.load(tmp_path)
+    assert data.counts().loc["all"].tolist() == [2, 1] and any("d.png" in note for note in data.notes)
+
+
+@pytest.mark.skipif(not WITHOUT_PRIVILEGES, reason="needs setpriv")
+@pytest.mark.parametrize("what", ["train/sad", "train/sad/b.png", "."])
+def test_without_permission(tmp_path, what):
+    data = folder(tmp_path / "data", ["train/happy/a.png", "train/sad/b.png", "train/sad/c.png", "val/sad/d.png"])
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from expressions import UserError, dataset\n"
+    code += "try: print(dataset.load(sys.argv[2]).notes)\nexcept UserError as error: print(error)"
+    words = [*WITHOUT_PRIVILEGES, sys.executable, "-c", code, str(ROOT), str(data)]
+    (data / what).chmod(0)
+    result = subprocess.run(words, capture_output=True, text=True)
+    (data / what).chmod(0o700)
+    assert result.stdout.count("\n") == 1 and not result.stderr, result.stderr
+    assert ("skipped 1 files" if what.endswith("png") else "can't be read") in result.stdout, result.stdout
+
+
+def test_the_same_picture_under_two_labels_and_in_two_splits(tmp_path):
+    data = folder(tmp_path)
+    for name in ("train/sad/b2.png", "train/happy/b3.png", "validation/sad/b4.png"):
+        (data / name).write_bytes((data / "train" / "sad" / "b.png").read_bytes())
+    (data / "train" / "sad" / "e.png").write_bytes(face(200))
+    for name in ("train/sad/f.png", "train/happy/f.png"):
+        (data / name).write_bytes(face(250))
+    loaded = dataset.load(data)
+    assert loaded.counts().loc["all"].tolist() == [4, 3]
+    assert any("dropped 3 training images that also stand in validation" in note for note in loaded.notes)
+    assert any("copy another one there; 1 pictures have several labels" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("label", ["$x$ {0} %s", "a|b", "all", "悲しい", "\x1b[31m", "l" * 200], ids=range(6))
+def test_a_class_of_any_name_gets_its_report(tmp_path, label):
+    random = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for name in (label, "happy"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(3):
+                picture = random.integers(0, 256, (48, 48), dtype=np.uint8)
+                cv2.imencode(".png", picture)[1].tofile(tmp_path / split / name / f"{index}.png")
+    data = dataset.load(tmp_path)
+    shown = next(each for each in data.labels if each != "happy")
+    assert shown.isprintable() and data.counts().iloc[-1].tolist() == [6, 6]
+    truth = data.splits["validation"].labels
+    evaluation = report.Evaluation(data.labels, truth, np.eye(2)[1 - truth])
+    report.draw_distribution(data, tmp_path / "distribution.png")
+    report.draw_samples(data, shown, tmp_path / "samples.png")
+    report.draw_confusion(evaluation, tmp_path / "confusion.png")
+    report.draw_mistakes(data.splits["validation"].images, evaluation, tmp_path / "mistakes.png")
+    assert report.markdown(data.counts()).count("|") == 4 * 5
+
+
+def test_ten_thousand_files(tmp_path):
+    """Hard links to a hundred pictures; the time and the memory are those of reading ten thousand."""
+    random = np.random.default_rng(0)
+    for label in ("happy", "sad"):
+        for number in range(100):
+            place = tmp_path / "train" / label / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(place), random.integers(0, 256, (48, 48), dtype=np.uint8))
+            for copy in range(50):
+                os.link(place, place.with_name(f"{number}_{copy}.png"))
+    data = dataset.load(tmp_path)
+    assert data.counts().loc["all"].sum() <= 10200 and data.counts().loc["all", "validation"] > 0
+
+
+def test_drawn_data_are_no_fault(tmp_path):
+    """What all of the above is measured against: nothing is said of a data set without faults."""
+    assert dataset.load(write_data(tmp_path / "data")).notes == ()
