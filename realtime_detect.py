@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter hides the program's own words
@@ -79,16 +79,37 @@ class Labeller:
 
 
 def main(arguments=None):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by what started the program
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # for names that the terminal has no letters for
     options = parse(arguments)
     heed_ends()
     try:
-        detect(options)
+        return attempt(options)
+    except BrokenPipeError:  # who read what is said here has left, as `head` does
+        for stream in (sys.stdout, sys.stderr):  # else Python would complain of it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141  # as of other programs, which the signal SIGPIPE, 13, ends
+
+
+def attempt(options):
+    """Do what the user asked for, or say why not. Returns the exit status. Raises BrokenPipeError if nobody listens."""
+    try:
+        failed = detect(options)
+        sys.stdout.flush()
+        return 2 if failed else 0
+    except BrokenPipeError:
+        raise
     except (UserError, OSError) as error:
-        print(f"realtime_detect.py: {printable(error)}", file=sys.stderr)
+        complain(error)
         return 2
     except KeyboardInterrupt:  # while loading; the loop has its own way to stop
         return 130
-    return 0
+
+
+def complain(error):
+    tqdm.write(f"realtime_detect.py: {printable(error)}", file=sys.stderr)
 
 
 def parse(arguments):
@@ -114,7 +135,9 @@ def parse(arguments):
 
 
 def detect(options):
-    """Label the faces of every source in turn; show, save and write down the results, until it or the user ends."""
+    """Label the faces of every source in turn; show, save and write down the results, until it or the user ends.
+
+    Returns how much failed, each told by then. What was seen before a failure is summed up all the same."""
     results = [path for path in (options.save, options.csv, options.jsonl, options.summary) if path]
     windowed = not options.no_window and (has_display() or not results)  # no screen: fine where there is a file
     if not windowed and not results:
@@ -125,11 +148,18 @@ def detect(options):
             raise UserError(f"--{name} {path}: its name has to end in {' or '.join(endings)}")
         if path and not path.resolve().parent.is_dir():
             raise UserError(f"--{name} {path}: there is no folder {path.parent}; make it first")
-    if options.summary and options.summary.exists() and not options.overwrite:
+        if path and not os.access(path.resolve().parent, os.W_OK):
+            raise UserError(f"--{name} {path}: its folder can't be written to; choose another one")
+    if options.summary and (options.summary.is_dir() or (options.summary.exists() and not options.overwrite)):
         raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
     names, options.size = expand(options.source), options.size and parse_size(options.size)
     several, failed = names != [options.source], 0  # a folder or pattern, whatever it holds
     root = (os.path.commonpath([os.path.dirname(name) for name in names]) or ".") if several else None
+    options.sources = {os.path.realpath(name) for name in names}
+    targets = [os.path.realpath(path) for path in results]
+    for path, target in zip(results, targets, strict=True):
+        if target in options.sources or targets.count(target) > 1:
+            raise UserError(f"{path}: is the source itself, or named twice; choose another name")
     labeller, summary = Labeller(options.model, options.cascade, options.votes), Summary()
     with ExitStack() as stack:
         tables = [
@@ -137,21 +167,25 @@ def detect(options):
             for path in (options.csv, options.jsonl)
             if path
         ]
-        preview = stack.enter_context(Preview(labeller.labels, options.bars)) if windowed else None
-        for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
-            try:
-                if not label_source(name, root, options, labeller, tables, summary, preview):
+        with Preview(labeller.labels, options.bars) if windowed else nullcontext() as preview:
+            for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
+                try:
+                    if not label_source(name, root, options, labeller, tables, summary, preview):
+                        break
+                except UserError as error:
+                    complain(error)
+                    failed += 1
+                except KeyboardInterrupt:  # between two sources
+                    if summary.source is None:
+                        raise
                     break
-            except UserError as error:
-                if not several:
-                    raise
-                tqdm.write(f"realtime_detect.py: {printable(error)}", file=sys.stderr)
-                failed += 1
-    if options.summary:
-        summary.draw(options.summary, overlay.COLOURS)
-    print(summary.describe())
-    if failed:
-        raise UserError(f"{options.source}: {failed} of {len(names)} sources could not be done")
+        if several and failed:
+            complain(f"{options.source}: {failed} of {len(names)} sources could not be done")
+        if summary.source is not None:
+            print(summary.describe())
+            if options.summary:
+                summary.draw(options.summary, overlay.COLOURS)
+    return failed
 
 
 def label_source(name, root, options, labeller, tables, summary, preview):
@@ -160,21 +194,25 @@ def label_source(name, root, options, labeller, tables, summary, preview):
     root: the folder that all sources lie in, where there are several; what is saved lies alike."""
     labeller.start()
     frames = faces_seen = 0
-    go_on, save = True, options.save
+    go_on, save, lost = True, options.save, None
     with ExitStack() as stack:
         source = stack.enter_context(Source(name, options.size))
         if save:
             if root:
-                save.mkdir(exist_ok=True)
                 save /= os.path.relpath(name, root)
-                save.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    save.parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise UserError(f"--save {save.parent}: can't be made a folder ({error.strerror})") from None
                 if not source.still and save.suffix.lower() not in CODECS:  # which can be read, but not written
                     save = save.with_name(f"{save.name}.mp4")
+                if os.path.realpath(save) in options.sources:
+                    raise UserError(f"--save {save}: is one of the sources; choose another folder")
             recording = stack.enter_context(Recording(save, source, options.overwrite))
         began = time.perf_counter()
-        shown = None if source.length else True  # where it can't be told how far it is
+        title, shown = printable(source.name), None if source.length else True  # where it can't be told how far it is
         try:
-            for frame in tqdm(source, source.name, source.length, leave=False, disable=shown, unit=" frames"):
+            for frame in tqdm(source, title, source.length, leave=False, disable=shown, unit=" frames"):
                 faces = labeller.label(frame.image, None if source.still else frame.seconds)
                 frames, faces_seen = frames + 1, faces_seen + len(faces)
                 for table in tables:
@@ -188,13 +226,18 @@ def label_source(name, root, options, labeller, tables, summary, preview):
         except KeyboardInterrupt:
             print("\nStopped.")
             go_on = False
+        except UserError as error:
+            lost = error
         rate = frames / (time.perf_counter() - began)
     if not root or not source.still:
         speed = "" if source.still else f", {rate:.1f} frames/s"
         broken = f", {source.skipped} broken ones skipped" if source.skipped else ""
         lacking = f"; {source.missing:.1f} s are missing: damaged, or cut without being encoded again"
-        notes = f"{broken}{lacking if source.missing else ''}{f'; saved to {save}' if save else ''}"
+        saved = f"; saved to {printable(save)}" if save and recording.saved else ""
+        notes = f"{broken}{lacking if source.missing else ''}{saved}"
         tqdm.write(f"{printable(source.name)}: {frames} frames, {faces_seen} faces{speed}{notes}")
+    if lost:
+        raise lost
     return go_on
 
 
@@ -254,12 +297,17 @@ class Preview:
 
     def save(self, picture):
         """Write the picture into the working directory, under the name of the moment."""
-        path = Path(time.strftime("expressions-%Y%m%d-%H%M%S.png"))
+        moment, number = time.strftime("expressions-%Y%m%d-%H%M%S"), 1
+        while (path := Path(f"{moment}{'' if number == 1 else f'-{number}'}.png")).exists():  # from this very second
+            number += 1
         try:
-            cv2.imencode(".png", picture)[1].tofile(path)
-            tqdm.write(f"Saved {path}")
+            path.write_bytes(cv2.imencode(".png", picture)[1])
         except OSError as error:
+            with suppress(OSError):
+                path.unlink()  # not half a picture
             tqdm.write(f"{path}: can't be written ({error.strerror})")
+        else:
+            tqdm.write(f"Saved {path}")
 
 
 if __name__ == "__main__":

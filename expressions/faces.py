@@ -6,6 +6,7 @@ face once the cascade has been sure of it over some frames.
 """
 
 import math
+import os
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +91,7 @@ class FaceDetector:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such cascade file; it comes with this project, get it from there")
         try:
-            self.cascade = cv2.CascadeClassifier(str(path))
+            self.cascade = cv2.CascadeClassifier(os.fsencode(path))
         except (cv2.error, SystemError):  # OpenCV 4 raises on a file that is no XML, or returns an empty cascade
             self.cascade = None
         if self.cascade is None or self.cascade.empty():
@@ -229,7 +230,7 @@ class Tracker:
 
     def __init__(self, detector, labels):
         self.detector, self.labels = detector, labels
-        self.tracks, self.thumbnail, self.last, self.turn, self.number = [], None, None, 0, 0
+        self.tracks, self.thumbnail, self.shape, self.last, self.turn, self.number = [], None, None, None, 0, 0
 
     def find(self, gray, seconds):
         """Find the faces in the next frame: gray, uint8 (height, width), at a time that doesn't go back.
@@ -268,9 +269,10 @@ class Tracker:
 
     def begins(self, gray, seconds):
         """Whether this frame does not go on from the last one."""
-        before, last = self.thumbnail, self.last
+        before, shape, last = self.thumbnail, self.shape, self.last
         self.thumbnail, self.last = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA), seconds
-        if before is None or not 0 <= seconds - last <= PAUSE:
+        self.shape = gray.shape  # of another one, as when a stream comes back, places would mean something else
+        if before is None or shape != gray.shape or not 0 <= seconds - last <= PAUSE:
             return True
         return cv2.absdiff(self.thumbnail, before).mean() > OTHER_SCENE
 

@@ -1,11 +1,21 @@
 """What was seen, kept: a row a face a frame in a table, and how long everyone showed which expression."""
 
+import contextlib
 import csv
+import io
 import json
+import os
+import stat
+import warnings
 from collections import Counter
 from pathlib import Path
 
-from expressions import UserError
+from expressions import UserError, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 COLUMNS = ("source", "frame", "seconds", "track", "x", "y", "width", "height", "label", "confidence")
 LISTED = 5  # people in the printed summary, those seen longest first
@@ -16,21 +26,30 @@ BLINK = 1.0  # seconds that a face may be away without a gap in its timeline
 class Table:
     """A file of rows, one for each face in each frame, within `with`: .csv, or .jsonl with a JSON object a line.
 
-    Every frame's rows are handed to the system at once, so a program that is killed leaves whole rows.
-    Raises UserError when the file exists already and `overwrite` is not set, or can't be written.
+    A frame's rows are handed to the system at once, so a program that is killed leaves whole rows. What was in the file
+    stays until the first frame comes. What is no UTF-8 in the name of a source is written as its code.
+    Raises UserError when the file exists already and `overwrite` is not set, another program writes it, it can't be
+    written (then the rows until there are in it), or it is moved or removed meanwhile.
     """
 
     def __init__(self, path, labels, overwrite=False):
         self.path, self.labels = Path(path), labels
+        self.new, self.size = not self.path.exists(), None  # size: of what is written, in bytes; None before
         try:
-            self.file = open(path, "w" if overwrite else "x", encoding="utf-8", newline="")
+            self.file = open(path, "ab" if overwrite else "xb", buffering=0)
         except FileExistsError:
             raise UserError(f"{path}: exists already; choose another name, or give --overwrite") from None
         except OSError as error:
             raise UserError(f"{path}: can't be written ({error.strerror})") from None
-        self.rows = csv.writer(self.file) if self.path.suffix.lower() == ".csv" else None
-        if self.rows:
-            self.rows.writerow([*COLUMNS, *labels])
+        try:
+            if fcntl:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise UserError(f"{path}: another program is writing it; choose another name") from None
+        except OSError:  # a file system without locks
+            pass
+        self.regular = stat.S_ISREG(os.fstat(self.file.fileno()).st_mode)  # and no pipe, which has no size
 
     def __enter__(self):
         return self
@@ -38,18 +57,46 @@ class Table:
     def write(self, source, frame, faces):
         """Append the faces of a frame. source: its name. frame: with number, seconds. faces: with number, box, label,
         confidence and probabilities, the latter in the order of the table's labels."""
+        text = io.StringIO(newline="")
+        table = csv.writer(text) if self.path.suffix.lower() == ".csv" else None
+        if self.size is None and table:
+            table.writerow([*COLUMNS, *self.labels])
         for face in faces:
             confidence, *probabilities = (round(float(value), 4) for value in (face.confidence, *face.probabilities))
-            place = [str(source), frame.number, round(frame.seconds, 3), face.number, *face.box]
+            name = str(source).encode(errors="backslashreplace").decode()
+            place = [name, frame.number, round(frame.seconds, 3), face.number, *face.box]
             values = [*place, face.label, confidence, *probabilities]
-            if self.rows:
-                self.rows.writerow(values)
+            if table:
+                table.writerow(values)
             else:
-                self.file.write(json.dumps(dict(zip([*COLUMNS, *self.labels], values, strict=True))) + "\n")
-        self.file.flush()
+                text.write(json.dumps(dict(zip([*COLUMNS, *self.labels], values, strict=True))) + "\n")
+        self.append(text.getvalue().encode())
 
-    def __exit__(self, *_):
-        self.file.close()
+    def append(self, data):
+        try:
+            if self.size is None:
+                self.size = 0
+                if self.regular:
+                    self.file.truncate(0)
+            written = 0
+            while written < len(data):
+                written += self.file.write(data[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):  # not half a row
+                self.file.truncate(self.size)
+            raise UserError(f"{self.path}: can't be written ({error.strerror}); rows are missing") from None
+        self.size += len(data)
+
+    def __exit__(self, kind, *_):
+        with self.file:
+            try:
+                kept = os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
+            except OSError:
+                kept = False
+        if self.size is None and self.new and kept:
+            self.path.unlink()
+        elif self.size and not kept and kind is None:
+            raise UserError(f"{self.path}: was moved or removed while it was written; rows are missing in it")
 
 
 class Summary:
@@ -92,16 +139,18 @@ class Summary:
             if person == "pictures":
                 lines.append(f"{total} faces in pictures: {shares}")
             else:
-                lines.append(f"{f'{person[0]}, ' if several else ''}person {person[1]}, {total:.1f} s: {shares}")
+                name = f"{printable(person[0])}, " if several else ""
+                lines.append(f"{name}person {person[1]}, {total:.1f} s: {shares}")
         others = len(self.shown) - LISTED
         if others > 0:
             lines.append(f"and {others} other{'s' if others > 1 else ''}")
         return "\n".join(lines)
 
     def draw(self, path, colours):
-        """Draw the timeline of those seen longest, a row a person, into the picture file `path`.
+        """Draw the timeline of those seen longest, a row a person, into the picture file `path`, which stays as it is
+        until the new one is whole.
 
-        colours: of a label, (blue, green, red), 0 to 255."""
+        colours: of a label, (blue, green, red), 0 to 255. Raises UserError when it can't be written."""
         import matplotlib  # here, for it takes a second, and only this needs it
 
         matplotlib.use("Agg")
@@ -116,12 +165,21 @@ class Summary:
                 blue, green, red = colours.get(label, (128, 128, 128))
                 bar = axes.barh(row, end - start, left=start, color=(red / 255, green / 255, blue / 255), height=0.8)
                 drawn.setdefault(label, bar)
-        names = [f"{source} {number}" if several else f"person {number}" for source, number in people]
-        axes.set_yticks(range(len(people)), names)
+        names = [f"{printable(source)} {number}" if several else f"person {number}" for source, number in people]
+        axes.set_yticks(range(len(people)), names, parse_math=False)  # a name with dollars is no formula
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
         axes.set_title("Expressions over time")
         if drawn:
             figure.legend(drawn.values(), drawn.keys(), ncols=8, loc="outside lower center")
-        figure.savefig(path, dpi=100)
-        pyplot.close(figure)
+        partial = Path(path).with_name(f"{Path(path).stem}.partial{Path(path).suffix}")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
+                figure.savefig(partial, dpi=100)
+            os.replace(partial, path)
+        except OSError as error:
+            raise UserError(f"--summary {path}: can't be written ({error.strerror or error})") from None
+        finally:
+            partial.unlink(missing_ok=True)
+            pyplot.close(figure)

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -14,7 +15,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from expressions import UserError, decode, quiet, read_picture
+from expressions import MOST_PIXELS, UserError, decode, printable, quiet, read_picture
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
 
@@ -26,6 +32,7 @@ CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG"}
 USUAL_RATE = 30  # frames per second, where a source doesn't tell
 LOST_AFTER = 5  # seconds without a frame until a camera or stream is given up; before that it is opened again
 STALLED_AFTER = 2  # seconds without a frame until it is opened again
+SPARED = 2**20  # bytes of a disk that a recording leaves free, for a film needs some to be ended well
 BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live source is lost, a file at its end
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 ADDRESS = re.compile("[a-z][a-z0-9+.-]+://[^/?#]*([^?#]*)", re.IGNORECASE)  # with its path
@@ -58,17 +65,20 @@ def expand(source):
     A folder, without the folders in it, and a pattern such as "holiday/*.jpg" become their images and videos, told by
     the endings, in natural order: 2 before 10. All else is returned as it is. What exists under its name is no pattern.
     Digits are a camera's index unless a file has that name; a folder called 0 is written ./0.
-    Raises UserError for a folder or pattern without images and videos.
+    Raises UserError for a folder that can't be read, and for a folder or pattern without images and videos.
     """
     if os.path.isdir(source) and not is_camera(source):
-        found = [os.path.join(source, name) for name in os.listdir(source)]
+        try:
+            found = [os.path.join(source, name) for name in os.listdir(source)]
+        except OSError as error:
+            raise UserError(f"{source}: can't be read ({error.strerror})") from None
     elif glob.has_magic(source) and not (ADDRESS.match(source) or os.path.exists(source)):
         found = glob.glob(source, recursive=True)
     else:
         return [source]
     endings = IMAGE_ENDINGS | VIDEO_ENDINGS
     shown = [path for path in map(Path, found) if path.suffix.lower() in endings and not path.name.startswith(".")]
-    names = [str(path) for path in shown if path.is_file()]
+    names = [str(path) for path in shown if not os.path.isdir(path)]  # a dangling link is not passed over in silence
     if not names:
         raise UserError(f"{source}: no image or video there; known endings are {', '.join(sorted(endings))}")
     return sorted(names, key=lambda name: [int(x) if x.isdigit() else x.lower() for x in re.split("([0-9]+)", name)])
@@ -106,18 +116,19 @@ class Source:
         self.rate = self.length = self.capture = self.reader = None
         self.seconds, self.skipped, self.dropped, self.missing = 0.0, 0, 0, 0.0
         self.news, self.closing = threading.Event(), threading.Event()
-        there = os.path.exists(self.address) and not os.path.isdir(self.address)
-        if not (self.camera or self.remote or there):
+        if not (self.camera or self.remote or os.path.isfile(self.address)):  # for a pipe one could wait for ever
             self.fail("no such video or image; give a file, an address, or the index of a camera such as 0")
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our one line says it better
         self.frames = self.read_live() if self.live else self.read_image() if self.still else self.read_film()
         try:
             self.first = next(self.frames, None)
+        except OSError as error:
+            self.fail(f"can't be read ({error.strerror})")
         except BaseException:
             self.__exit__()
             raise
         if self.first is None:
-            self.fail(f"not {'an image' if self.still else 'a video'} that OpenCV can read")
+            self.fail(f"not {'an image' if self.still else 'a video'} that OpenCV can read, or too large a one")
 
     def __iter__(self):
         for number, (image, seconds) in enumerate(chain([self.first], self.frames)):
@@ -141,14 +152,22 @@ class Source:
         raise UserError(f"{self.name}: {what}" + ("; look at the network and at the address" if self.remote else ""))
 
     def open(self):
-        """A new cv2.VideoCapture of it, which may turn out not to be open."""
+        """A new cv2.VideoCapture of it, which may turn out not to be open; so is one whose frames are too large."""
+        capture = self.connect()
+        if capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT) > MOST_PIXELS:
+            capture.release()  # before the first frame is unpacked, to more than memory may hold
+        return capture
+
+    def connect(self):
+        # names are handed over as bytes: one that isn't UTF-8 would make OpenCV crash
         if self.remote:
             options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * LOST_AFTER)]
             options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * STALLED_AFTER)]
             options += [cv2.CAP_PROP_N_THREADS, 1] * self.live  # every further one in the decoder holds a frame back
-            return cv2.VideoCapture(self.address, cv2.CAP_FFMPEG, options)
+            return cv2.VideoCapture(os.fsencode(self.address), cv2.CAP_FFMPEG, options)
         if not self.camera:
-            return cv2.VideoCapture(os.path.abspath(self.address))  # FFmpeg takes a mere "12:30.mp4" for a protocol
+            path = os.path.abspath(self.address)  # FFmpeg takes a mere "12:30.mp4" for a protocol
+            return cv2.VideoCapture(os.fsencode(path))
         index = int(self.address) if self.address.isdecimal() else self.address
         capture = cv2.VideoCapture(index, INTERFACES.get(sys.platform, cv2.CAP_ANY))
         if not capture.isOpened():
@@ -173,6 +192,8 @@ class Source:
             yield image, 0.0
 
     def read_film(self):
+        if not self.remote:
+            open(self.address, "rb").close()  # OpenCV doesn't tell why it can't
         self.capture = self.open()
         rate, length = self.capture.get(cv2.CAP_PROP_FPS), self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
         known = 0.1 <= rate <= 500  # files may say 0, NaN or a clock's ticks
@@ -264,11 +285,11 @@ def has_display():
 class Window:
     """A window on the screen, within `with`.
 
-    Raises UserError when there is no screen, or this OpenCV can't open windows.
+    Raises UserError when there is no screen, or no longer one, or this OpenCV can't open windows.
     """
 
     def __init__(self, title):
-        self.title, self.due = title, 0.0
+        self.title, self.due, self.gone = printable(title), 0.0, False
 
     def __enter__(self):
         if not has_display():
@@ -295,9 +316,12 @@ class Window:
             shrink = min(1, 1280 / width, 800 / height)  # a photo is larger than a screen
             cv2.resizeWindow(self.title, max(1, round(shrink * width)), max(1, round(shrink * height)))
             self.sized = True
+        self.look_for_screen()
         cv2.imshow(self.title, frame)
-        wait = max(1, round(1000 * (self.due - time.perf_counter())))
-        key = cv2.waitKeyEx(wait) & 0xFFFF  # above it GTK puts the state of Shift and the like
+        while (key := cv2.waitKeyEx(1)) < 0 and time.perf_counter() < self.due:
+            time.sleep(max(0, min(0.01, self.due - time.perf_counter())))
+            self.look_for_screen()
+        key &= 0xFFFF  # above it GTK puts the state of Shift and the like
         pause = 1 / rate if rate else 0
         self.due = max(self.due, time.perf_counter() - pause) + pause
         try:
@@ -308,8 +332,15 @@ class Window:
             return None
         return chr(key) if 0 < key < 128 else ""  # cut to a byte, as waitKey does it, an arrow would be a Q or an S
 
+    def look_for_screen(self):
+        """Qt ends the process once it notices that the screen is gone, so it is asked nothing any more."""
+        if not has_display():
+            self.gone = True
+            raise UserError("the screen that the window was on is gone; start anew, or without a window, --no-window")
+
     def __exit__(self, *_):
-        cv2.destroyAllWindows()
+        if not self.gone:
+            cv2.destroyAllWindows()
 
 
 def show_picture(path):
@@ -332,13 +363,15 @@ class Recording:
     It grows as NAME.partial.ENDING and gets its name at the end of `with`, also when an exception ends it. A video has
     the source's rate (USUAL_RATE where there is none), and each frame the time it had in the source: a gap is filled
     with the frame before it; of frames closer than the rate allows the first is kept. There is no sound.
-    Raises UserError when the ending doesn't fit, the file exists and `overwrite` is False, or it can't be written.
+    saved: whether it has got its name.
+    Raises UserError when the ending doesn't fit, the file exists and `overwrite` is False, another program writes it,
+    or it can't be written; then what there is stays in NAME.partial.ENDING, and an old file is as it was.
     """
 
     def __init__(self, path, source, overwrite=False):
         self.path, self.source, self.overwrite = Path(path), source, overwrite
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        self.writer, self.written = None, 0
+        self.writer, self.written, self.saved = None, 0, False
         rate = source.rate or USUAL_RATE
         self.rate = round(rate, 3 if rate < 65 else 2)  # MPEG-4 can't count more than 65535 ticks a second
         endings = IMAGE_ENDINGS if source.still else CODECS
@@ -350,6 +383,17 @@ class Recording:
         if self.path.exists() and os.path.exists(source.address) and self.path.samefile(source.address):
             self.fail("is the source itself; choose another name")
         self.spare_others()
+        try:
+            self.claim = open(self.partial, "ab")
+            if fcntl:  # held until the end, or until the program is killed
+                fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                self.claim.close()
+        except BlockingIOError:
+            self.claim.close()
+            self.fail("another program is writing it; choose another name")
+        except OSError as error:
+            self.fail(f"can't be written ({error.strerror}); choose another folder or name")
 
     def __enter__(self):
         return self
@@ -357,9 +401,9 @@ class Recording:
     def fail(self, why):
         raise UserError(f"--save {self.path}: {why}")
 
-    def spare_others(self):
+    def spare_others(self, what_there_is=""):
         if self.path.is_dir() or (self.path.exists() and not self.overwrite):
-            self.fail("exists already; choose another name or remove it, or add --overwrite")
+            self.fail(f"exists already; choose another name or remove it, or add --overwrite{what_there_is}")
 
     def write(self, frame):
         """Take a frame, BGR uint8 (height, width, 3), for the time of the source's latest one.
@@ -380,32 +424,53 @@ class Recording:
             frame = cv2.resize(frame, self.size)
         due = round((self.source.seconds - self.began) * self.rate)
         while self.written <= due:
+            self.look_for_room(frame)
             self.writer.write(frame if self.written == due else self.latest)
             self.written += 1
         self.latest = frame
 
+    def look_for_room(self, frame):
+        """End the film while it can be ended well: OpenCV doesn't tell when the disk is full."""
+        try:
+            total, _, free = shutil.disk_usage(self.partial.parent)
+        except OSError as error:
+            self.give_up(f"its folder can't be written to any more ({error.strerror})")
+        if total and free < SPARED + 64 * self.written + frame.nbytes:  # an index of frames comes last
+            self.give_up(f"the disk is full; what there is lies in {self.partial}")
+
+    def give_up(self, why):
+        self.writer.release()
+        self.written = 0
+        self.fail(why)
+
     def open(self):
         codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
         with quiet():  # OpenCV writes that it doesn't know a tag, of every WebM file, though it does
-            self.writer = cv2.VideoWriter(os.path.abspath(self.partial), codec, self.rate, self.size)
+            self.writer = cv2.VideoWriter(os.fsencode(os.path.abspath(self.partial)), codec, self.rate, self.size)
         if not self.writer.isOpened():
-            self.fail("OpenCV can't write this file; try another folder, or .avi")
+            self.fail(f"OpenCV can't write a film of {self.size[0]}x{self.size[1]} pixels so; try .avi")
 
     def __exit__(self, *_):
         if self.writer:
             self.writer.release()
+        self.claim.close()
         if not self.written:
+            if self.partial.exists() and not self.partial.stat().st_size:
+                self.partial.unlink()
             return
-        if self.writer:  # which doesn't tell when the disk is full
-            capture = cv2.VideoCapture(os.path.abspath(self.partial))
+        if not self.partial.exists():
+            self.fail("was removed while it was written")
+        if self.writer:  # which doesn't tell when something went wrong
+            capture = cv2.VideoCapture(os.fsencode(os.path.abspath(self.partial)))
             capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
             there = (
                 capture.read()[0] and round(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * self.rate) == self.written - 1
             )
             if not there:
                 self.fail(f"could not be written whole; is the disk full? What there is lies in {self.partial}")
-        self.spare_others()
+        self.spare_others(f"; the new one is {self.partial}")
         try:
             os.replace(self.partial, self.path)
         except OSError as error:
             self.fail(f"can't be replaced ({error.strerror}); the new one is {self.partial}")
+        self.saved = True

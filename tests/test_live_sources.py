@@ -274,6 +274,9 @@ class Capture:
     def isOpened(self):
         return self.open
 
+    def get(self, key):
+        return 0
+
     def set(self, key, value):
         Capture.settings.append((key, value))
 

@@ -52,9 +52,10 @@ def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         Table(path, EMOTIONS)
     assert path.read_text() == "precious"
-    with Table(path, EMOTIONS, overwrite=True):
-        pass
-    assert path.read_text().startswith("source,")
+    with Table(path, EMOTIONS, overwrite=True) as table:
+        assert path.read_text() == "precious"  # until there is something better
+        table.write("0", Frame(0, 0.0), [])
+        assert path.read_text().startswith("source,")
     with pytest.raises(UserError, match="can't be written"):
         Table(tmp_path / "none" / "seen.csv", EMOTIONS)
 
