@@ -1,12 +1,13 @@
-"""The network of a model file compiled for speed: a LiteRT file beside the .h5, which needs no TensorFlow to run.
+"""The network of a model file compiled for speed: a LiteRT file, which needs no TensorFlow to run.
 
-Its name holds the digest of the .h5 that it was made from, so that another model never meets a stale one.
+It is kept in a folder of the user's own, for what lies beside a stranger's .h5 is as strange. Its name is the digest of
+the .h5 that it was made from, so that another model never meets a stale one.
 """
 
 import contextlib
-import glob
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from expressions import quiet
 
 TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
-DIGITS = 12  # of the digest, in a file's name
+KEPT = 10  # compiled networks, the most recently used
+DIGEST = 32  # bytes of a SHA-256
 SAMPLES = 64  # pictures that both have to agree on
 
 
@@ -46,16 +48,25 @@ class CompiledNetwork:
         return self.interpreter.get_tensor(self.output)
 
 
-def load(model):
-    """The compiled network of the .h5 file `model` as a CompiledNetwork; None when there is none, or no LiteRT."""
+def load(model, classes):
+    """The compiled network of the .h5 file `model`, checked before, that tells so many classes, as a CompiledNetwork.
+
+    None when there is none, it is damaged, or LiteRT is missing."""
     try:
-        return CompiledNetwork(place(model).read_bytes())
-    except (ImportError, OSError, ValueError):
+        kept = place(model)
+        content = kept.read_bytes()
+        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:  # LiteRT may crash on a damaged one
+            return None
+        network = CompiledNetwork(content[DIGEST:])
+        os.utime(kept)  # used just now
+    except (ImportError, OSError, ValueError, RuntimeError):
         return None
+    fits = network.output_shape[1:] in ((classes,), (2 * classes + 1,)) and len(network.input_shape) == 4
+    return network if fits else None
 
 
 def build(classifier, model):
-    """Compile the network of `classifier`, a Classifier of the .h5 file `model`; keep it beside the file for `load`.
+    """Compile the network of `classifier`, a Classifier of the .h5 file `model`; keep it for `load`.
 
     Returns a CompiledNetwork, or None where LiteRT or TensorFlow's converter to it is missing, or the result differs
     from Keras's: labels have to be the same, and probabilities within TOLERANCE."""
@@ -75,18 +86,31 @@ def build(classifier, model):
     same = (given.argmax(axis=1) == expected.argmax(axis=1)).all()
     if not same or np.abs(given - expected).max() > TOLERANCE:
         return None
-    target = place(model)
-    with contextlib.suppress(OSError):  # a folder that can't be written to: compiled anew each time
-        digest = "[0-9a-f]" * DIGITS
-        for old in target.parent.glob(f"{glob.escape(Path(model).stem)}.{digest}.tflite"):
+    with contextlib.suppress(OSError, RuntimeError):  # nowhere to keep it: compiled anew each time
+        target = place(model)
+        partial = target.with_suffix(f".{os.getpid()}")
+        try:
+            partial.write_bytes(hashlib.sha256(content).digest() + content)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        for old in sorted(target.parent.iterdir(), key=os.path.getmtime, reverse=True)[KEPT:]:
             old.unlink()
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(content)
-        os.replace(partial, target)
     return compiled
 
 
 def place(model):
-    """Where the compiled network of the .h5 file `model` is kept."""
-    digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()[:DIGITS]
-    return Path(model).with_suffix(f".{digest}.tflite")
+    """Where the compiled network of the .h5 file `model` is kept, with its own SHA-256 before it.
+
+    Makes the folder. Raises OSError, or RuntimeError where the user has no home."""
+    variable, usual = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}.get(
+        sys.platform, ("XDG_CACHE_HOME", ".cache")
+    )
+    named = os.environ.get(variable, "")
+    folder = (Path(named) if os.path.isabs(named) else Path.home() / usual) / "facial-expressions"
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    made = folder.stat()
+    if hasattr(os, "getuid") and (made.st_uid != os.getuid() or made.st_mode & 0o022):
+        raise PermissionError(folder)  # someone else may have put something there
+    with open(model, "rb") as file:
+        return folder / f"{hashlib.file_digest(file, 'sha256').hexdigest()}.tflite"

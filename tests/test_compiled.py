@@ -1,6 +1,7 @@
 """The compiled network: the same answers as Keras's, for this very model alone, and the program does without it."""
 
 import builtins
+import os
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,24 @@ def model(trained, tmp_path):
     return shutil.copy(trained, tmp_path / "model.h5")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder of compiled networks, an own one for each test."""
+    for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    folder = "cache/Library/Caches" if sys.platform == "darwin" else "cache"
+    return tmp_path / folder / "facial-expressions"
+
+
 @pytest.mark.parametrize("votes", [False, True])
 def test_says_what_keras_says_for_any_number_of_faces(model, votes):
     if votes:
         random = np.random.default_rng(0)
         write_votes(model, random.normal(size=(256, 8)).astype(np.float32), np.zeros(8, np.float32))
     slow = Classifier(model)
-    assert compiled.load(model) is None
+    assert compiled.load(model, 7) is None
     built = compiled.build(slow, model)
-    fast = Classifier(model, compiled.load(model))
+    fast = Classifier(model, compiled.load(model, 7))
     faces, _ = synthetic.draw_faces(3, seed=9)
     for count in (1, 14, 3, 0):
         for view in ({}, {"mirrored": True}, {"votes": votes}):
@@ -35,37 +45,88 @@ def test_says_what_keras_says_for_any_number_of_faces(model, votes):
     assert fast.votes == votes and fast.size == 48 and built.output_shape == slow.network.output_shape
 
 
-def test_another_model_of_the_same_name_gets_a_network_of_its_own(model):
+def test_another_model_of_the_same_name_gets_a_network_of_its_own(model, cache):
     compiled.build(Classifier(model), model)
-    [old] = model.parent.glob("*.tflite")
+    [old] = cache.iterdir()
     write_facts(model, Classifier(model).facts | {"temperature": 3.0})
-    assert compiled.load(model) is None
+    assert compiled.load(model, 7) is None
     compiled.build(Classifier(model), model)
-    [new] = model.parent.glob("*.tflite")
-    assert new != old and compiled.load(model)
+    assert len(set(cache.iterdir()) - {old}) == 1 and compiled.load(model, 7)
+    assert cache.stat().st_mode & 0o777 == 0o700 or os.name == "nt"
 
 
-def test_other_files_beside_it_stay(model):
-    mine = model.with_name("model.mine.tflite")
-    mine.touch()
+def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch):
+    classifier = Classifier(model)
+    for number in range(12):
+        monkeypatch.setattr(compiled, "place", lambda model, number=number: cache / f"{number}.tflite")
+        cache.mkdir(parents=True, exist_ok=True)
+        if number in (0, 11):
+            compiled.build(classifier, model)
+        else:
+            (cache / f"{number}.tflite").touch()
+        os.utime(cache / f"{number}.tflite", (1000 + number, 1000 + number))
+        if number == 10:  # the oldest one is used again
+            monkeypatch.setattr(compiled, "place", lambda model: cache / "0.tflite")
+            assert compiled.load(model, 7)
+    names = {path.name for path in cache.iterdir()}
+    assert names == {f"{number}.tflite" for number in (0, *range(3, 12))}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "folder", "other classes"])
+def test_a_damaged_file_is_as_good_as_none(model, cache, damage):
     compiled.build(Classifier(model), model)
-    assert mine.exists() and len(list(model.parent.glob("*.tflite"))) == 2
-
-
-@pytest.mark.parametrize("content", [b"", b"TFL3 but not really", None])
-def test_a_damaged_file_is_as_good_as_none(model, content):
+    [file] = cache.iterdir()
+    content = file.read_bytes()
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 64
+    if damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes(
+            {"empty": b"", "text": b"TFL3 but not really", "cut": content[:100_000], "flipped": changed}.get(
+                damage, content
+            )
+        )
+    assert compiled.load(model, 5 if damage == "other classes" else 7) is None
     compiled.build(Classifier(model), model)
-    [file] = model.parent.glob("*.tflite")
-    file.write_bytes(file.read_bytes()[:100_000] if content is None else content)
-    assert compiled.load(model) is None
+    assert damage == "folder" or compiled.load(model, 7)
 
 
-def test_a_network_that_says_something_else_is_not_used(model, monkeypatch):
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["a file in the way", "open to others", "full disk"])
+def test_without_a_folder_it_is_compiled_anew(model, cache, monkeypatch, damage):
+    cache.parent.mkdir(parents=True)
+    if damage == "a file in the way":
+        cache.touch()
+    elif damage == "open to others":
+        cache.mkdir()
+        cache.chmod(0o777)
+    else:
+        monkeypatch.setattr(os, "replace", lambda *names: os.stat("/no such file"))
+    assert compiled.build(Classifier(model), model)
+    assert compiled.load(model, 7) is None
+    assert not cache.is_dir() or not list(cache.iterdir())
+
+
+@pytest.mark.faults
+def test_a_network_that_lies_beside_the_model_is_not_used(model, cache):
+    """A stranger's folder may hold one that contradicts the model; it is neither read nor removed."""
+    compiled.build(Classifier(model), model)
+    [file] = cache.iterdir()
+    for name in ("model.tflite", file.name, f"model.{file.stem[:12]}.tflite"):
+        shutil.copy(file, model.with_name(name))
+    file.unlink()
+    assert compiled.load(model, 7) is None and len(list(model.parent.glob("*.tflite"))) == 3
+
+
+def test_a_network_that_says_something_else_is_not_used(model, cache, monkeypatch):
     right = compiled.CompiledNetwork.predict_on_batch
     wrong = lambda self, inputs: right(self, inputs) + np.linspace(0, 5, 7, dtype=np.float32)  # noqa: E731
     monkeypatch.setattr(compiled.CompiledNetwork, "predict_on_batch", wrong)
     assert compiled.build(Classifier(model), model) is None
-    assert not list(model.parent.glob("*.tflite"))
+    assert not cache.exists()
 
 
 def test_without_litert_there_is_none(model, monkeypatch):
@@ -78,7 +139,7 @@ def test_without_litert_there_is_none(model, monkeypatch):
         return plain(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert compiled.load(model) is None and compiled.build(Classifier(model), model) is None
+    assert compiled.load(model, 7) is None and compiled.build(Classifier(model), model) is None
 
 
 def test_it_needs_neither_tensorflow_nor_keras(model):
@@ -88,7 +149,7 @@ import sys
 from expressions import compiled
 from expressions.classifier import Classifier
 import numpy
-classifier = Classifier({str(model)!r}, compiled.load({str(model)!r}))
+classifier = Classifier({str(model)!r}, compiled.load({str(model)!r}, 7))
 print(classifier.probabilities([numpy.zeros((48, 48), numpy.uint8)]).sum())
 assert not {{"tensorflow", "keras", "pandas", "matplotlib"}} & set(sys.modules)
 """
