@@ -178,14 +178,15 @@ def check_size(network, config, labels, path):
 
 
 def layers_of(network):
-    """All layers of Keras's `network` and of networks in it."""
+    """All layers of Keras's `network` and of networks in it, without input layers, which a Sequential doesn't count."""
     for layer in network.layers:
-        yield layer
+        if type(layer).__name__ != "InputLayer":
+            yield layer
         yield from layers_of(layer) if hasattr(layer, "layers") else ()
 
 
 def described_layers(config):
-    """The same of a configuration, without input layers, which a Sequential doesn't count."""
+    """The same of a configuration."""
     for layer in config["config"]["layers"]:
         if layer["class_name"] != "InputLayer":
             yield layer
@@ -361,7 +362,7 @@ def plain(config, path, parts, depth=0):
                 raise unknown(function, path)
         elif key == "dtype":
             value = "float32"
-        elif key in ("batch_shape", "batch_input_shape"):
+        elif key in ("batch_shape", "batch_input_shape", "build_input_shape") and isinstance(value, list):
             value = [None, *(length or IMAGE_SIZE for length in value[1:])]
         kept[key] = plain(value, path, parts, depth + 1)
     if name in ("DepthwiseConv2D", "SeparableConv2D"):

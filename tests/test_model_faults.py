@@ -1,0 +1,549 @@
+"""Damaged, unfit and hostile model files: each ends in one clear line, soon, in little memory, and runs no code."""
+
+import json
+import shutil
+import sys
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import realtime_detect
+import train
+from expressions import EMOTIONS, UserError
+from expressions.classifier import Classifier, write_facts, write_votes
+
+pytestmark = pytest.mark.faults
+
+FACTS = {"labels": list(EMOTIONS), "scaling": "unit"}
+KERNEL = "model_weights/dense/net/dense/kernel"
+HUGE = 10**9
+
+
+def save(path, *layers, shape=(48, 48, 1), classes=7):
+    layers = layers or (keras.layers.Conv2D(2, 3, strides=8, name="conv"),)
+    last = keras.layers.Flatten(name="flat"), keras.layers.Dense(classes, "softmax", name="dense")
+    keras.Sequential([keras.Input(shape), *layers, *last], name="net").save(path)
+    write_facts(path, FACTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("sound") / "model.h5")
+
+
+@pytest.fixture
+def model(sound, tmp_path):
+    return shutil.copy(sound, tmp_path / "model.h5")
+
+
+def peak():
+    """The most memory that this process has taken so far, MB."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def refused(path, words, seconds=10):
+    """Assert that the model at `path` is refused with `words` on one line, soon and in bounded memory."""
+    before, began = peak(), time.monotonic()
+    with pytest.raises(UserError, match=words) as caught:
+        Classifier(path)
+    assert time.monotonic() - began < seconds and peak() - before < 300
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def unsealed(path):
+    """The open file, without the digest that tells of changes: whoever makes such files leaves it out."""
+    file = h5py.File(path, "r+")
+    file.attrs.pop("digest", None)
+    return file
+
+
+def configured(path, change):
+    """Let `change` change the configuration in the file; what it returns, if anything, goes in its place."""
+    with unsealed(path) as file:
+        config = json.loads(file.attrs["model_config"])
+        config = change(config) or config
+        file.attrs["model_config"] = json.dumps(config)
+
+
+def layer(kind, **config):
+    return {"class_name": kind, "config": config}
+
+
+def test_the_sound_file_is_taken(sound):
+    assert Classifier(sound).probabilities([np.zeros((48, 48), np.uint8)]).shape == (1, 7)
+
+
+# files that are no whole model
+
+
+def cut(share):
+    def damage(path):
+        with open(path, "r+b") as file:
+            file.truncate(int(path.stat().st_size * share))
+
+    return damage
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def weights_only(path):
+    with unsealed(path) as file:
+        del file.attrs["model_config"]
+
+
+def no_weights(path):
+    with unsealed(path) as file:
+        del file["model_weights"]
+
+
+def flipped(where):
+    """Another byte in the middle of the first array whose name ends so."""
+
+    def damage(path):
+        with h5py.File(path) as file:
+            item = file[where]
+            offset = item.id.get_offset() + item.nbytes // 2
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ 64]))
+
+    return damage
+
+
+def nan(path):
+    with unsealed(path) as file:
+        file[KERNEL][3, 3] = np.nan
+
+
+def nan_votes(path):
+    write_votes(path, np.full((50, 8), np.nan, np.float32), np.zeros(8, np.float32))
+
+
+WHOLE = "not a whole .h5 file"
+FILES = {
+    "empty": (cut(0), WHOLE),
+    "cut after 1 %": (cut(0.01), WHOLE),
+    "cut in half": (cut(0.5), WHOLE),
+    "cut by a byte": (lambda path: path.write_bytes(path.read_bytes()[:-1]), WHOLE),
+    "zeros": (lambda path: path.write_bytes(bytes(10_000)), WHOLE),
+    "text": (lambda path: path.write_text("not a model"), WHOLE),
+    "zip": (lambda path: path.write_bytes(b"PK\3\4" + bytes(1000)), WHOLE),
+    "folder": (folder, "no such model file"),
+    "missing": (lambda path: path.unlink(), "no such model file"),
+    "weights only": (weights_only, "weights but no network"),
+    "no weights": (no_weights, "can't load"),
+    "a changed weight": (flipped(KERNEL), "has changed since"),
+    "NaN": (nan, "no numbers"),
+    "NaN in the votes": (nan_votes, "no numbers"),
+}
+
+
+@pytest.mark.parametrize("fault", FILES)
+def test_no_whole_model(model, fault):
+    damage, words = FILES[fault]
+    damage(model)
+    refused(model, words)
+
+
+def test_names_by_which_keras_takes_another_format(model):
+    for name in ("model.keras", "model.weights.h5", "model.H5", "model"):
+        refused(shutil.copy(model, model.with_name(name)), "has to end in .h5")
+
+
+def test_a_file_too_large(model):
+    with open(model, "r+b") as file:
+        file.truncate(2**40)  # of holes
+    refused(model, "larger than")
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "words"),
+    [
+        ((48, 32, 1), 7, "takes input"),
+        ((48, 48, 2), 7, "takes input"),
+        ((48,), 7, "takes input"),
+        ((8, 48, 48, 1), 7, "takes input"),
+        ((48, 48, 1), 5, "gives output"),
+        ((48, 48, 1), 8, "gives output"),
+    ],
+)
+def test_shapes_that_don_t_fit(tmp_path, shape, classes, words):
+    refused(save(tmp_path / "model.h5", keras.layers.ReLU(), shape=shape, classes=classes), words)
+
+
+# files that would run code
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory):
+    """The configuration of a Lambda whose code leaves a file behind, and that file."""
+    witness = tmp_path_factory.mktemp("trap") / "witness"
+    code = f"lambda x: __import__('pathlib').Path({str(witness)!r}).touch() or x"
+    path = save(witness.with_name("trap.h5"), keras.layers.Lambda(eval(code), name="trap"))
+    witness.unlink()
+    keras.models.load_model(path, compile=False, safe_mode=False)
+    assert witness.exists()  # the code works
+    witness.unlink()
+    with h5py.File(path) as file:
+        return json.loads(file.attrs["model_config"])["config"]["layers"][1], witness
+
+
+def into_submodel(config, trap):
+    config["config"]["layers"].insert(1, layer("Sequential", name="inner", layers=[trap]))
+
+
+def into(field):
+    def change(config, trap):
+        config["config"]["layers"][1]["config"][field] = trap
+
+    return change
+
+
+def renamed(**keys):
+    def change(config, trap):
+        config["config"]["layers"][1] |= keys
+
+    return change
+
+
+def activated(function):
+    def change(config, trap):
+        config["config"]["layers"][1]["config"]["activation"] = function
+
+    return change
+
+
+CODE = {
+    "in a row": lambda config, trap: config["config"]["layers"].insert(1, trap),
+    "as the network": lambda config, trap: trap,
+    "in a submodel": into_submodel,
+    "in a wrapper": lambda config, trap: config["config"]["layers"].insert(1, layer("TimeDistributed", layer=trap)),
+    "as an activation": into("activation"),
+    "as a function": activated({"class_name": "function", "module": "os", "config": "system", "registered_name": "x"}),
+    "as bare code": lambda config, trap: activated(trap["config"]["function"])(config, trap),
+    "as custom objects": into("custom_objects"),
+    "module": renamed(module="os"),
+    "a module like ours": renamed(module="kerasx.layers"),
+    "registered name": renamed(registered_name="Custom>Lambda"),
+    "class name of a list": renamed(class_name=["Lambda"]),
+    "a wrong name": renamed(class_name="Lambda"),
+    "empty name": renamed(class_name=""),
+    "activation deserialize": activated("deserialize"),
+    "activation os.system": activated("os.system"),
+    "activation of another class": activated(layer("Sequential", layers=[])),
+}
+
+
+@pytest.mark.parametrize("fault", CODE)
+def test_code_never_runs(model, trap, fault):
+    layer, witness = json.loads(json.dumps(trap[0])), trap[1]
+    configured(model, lambda config: CODE[fault](config, layer))
+    refused(model, "doesn't know|description is damaged")
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["kernel_initializer", "kernel_constraint", "build_config", "compile_config", "training"]
+)
+def test_what_only_training_needs_is_never_built(model, trap, key):
+    """Keras would build it or not, as it likes; here it doesn't get to see it, and the rest is a sound model."""
+    hidden, witness = trap
+
+    def change(config):
+        part = config["config"]["layers"][1]
+        (part if key.endswith("_config") else part["config"])[key] = hidden
+
+    if key == "training":
+        with unsealed(model) as file:
+            optimizer = {"optimizer_config": hidden, "loss": hidden, "loss_weights": None}
+            file.attrs["training_config"] = json.dumps(optimizer)
+    else:
+        configured(model, change)
+    assert Classifier(model).labels == EMOTIONS and not witness.exists()
+
+
+# HDF5 that leads elsewhere, in circles, or to far more than it holds
+
+
+def link(make):
+    def damage(path):
+        other = path.with_name("other.h5")
+        with h5py.File(other, "w") as file:
+            file["secret"] = np.zeros((50, 7), np.float32)
+        np.zeros((50, 7), np.float32).tofile(path.with_name("raw"))
+        with unsealed(path) as file:
+            make(file, other)
+
+    return damage
+
+
+def external_data(file, other):
+    del file[KERNEL]
+    file.create_dataset(KERNEL, (50, 7), "f4", external=[(str(other.with_name("raw")), 0, 1400)])
+
+
+def virtual_data(file, other):
+    layout = h5py.VirtualLayout((50, 7), "f4")
+    layout[:] = h5py.VirtualSource(other, "secret", (50, 7))
+    del file[KERNEL]
+    file.create_virtual_dataset(KERNEL, layout)
+
+
+def put(name, make):
+    def damage(file, other):
+        file[name] = make(file, other)
+
+    return damage
+
+
+def array(**how):
+    """In the place of the kernel, one made so."""
+
+    def damage(file, other):
+        del file[KERNEL]
+        file.create_dataset(KERNEL, **how)
+
+    return damage
+
+
+def shared(file, other):
+    """Groups of two links to the next one: 2 to the 40th ways."""
+    group = file.create_group("start")
+    for _ in range(40):
+        following = group.create_group("a")
+        group["b"] = following
+        group = following
+
+
+def deep(file, other):
+    group = file.create_group("start")
+    for _ in range(3000):
+        group = group.create_group("a")
+
+
+def wide(file, other):
+    group = file.create_group("start")
+    for number in range(40_000):
+        group[f"{number}"] = h5py.SoftLink("/")
+
+
+def attribute(place, name, value, dtype=None):
+    def damage(file, other):
+        file[place].attrs.create(name, value(file) if callable(value) else value, dtype=dtype)
+
+    return damage
+
+
+def same_bytes(file, other):
+    """Zeros in the shape of 8 GB, of which nothing is written."""
+    del file[KERNEL]
+    file.create_dataset(KERNEL, (2**31,), "f4")
+
+
+def long_text(file, other):
+    file.attrs["notes"] = "x" * 20_000_000
+
+
+def many_texts(file, other):
+    file["model_weights"].attrs.create("notes", ["x"] * 3000, dtype=h5py.string_dtype())
+    file.attrs["long"] = "x" * 3_000_000
+
+
+def corrupt_chunk(file, other):
+    array(shape=(50, 7), data=np.random.default_rng(0).random((50, 7)), chunks=(10, 7), compression="gzip")(file, other)
+    file[KERNEL].id.write_direct_chunk((0, 0), b"no gzip at all")
+
+
+ELSE, MISSING = "something else", "missing or compressed"
+OBJECTS = {
+    "external link": (put("out", lambda file, other: h5py.ExternalLink(str(other), "secret")), "links to another"),
+    "soft link": (put("soft", lambda file, other: h5py.SoftLink("/model_weights")), "links to another"),
+    "external data": (external_data, "in another file"),
+    "virtual data": (virtual_data, "in another file"),
+    "a link to the root": (put("model_weights/loop", lambda file, other: file["/"]), "in two places"),
+    "a link to weights": (put("again", lambda file, other: file[KERNEL]), "in two places"),
+    "shared groups": (shared, "in two places"),
+    "deep groups": (deep, "more parts"),
+    "too many links": (wide, "more parts"),
+    "huge and empty": (same_bytes, MISSING),
+    "huge in chunks": (array(shape=(2**20, 2**20), dtype="f4", chunks=(64, 64)), MISSING),
+    "compressed zeros": (array(data=np.zeros((5000, 5000), "f4"), compression="gzip"), MISSING),
+    "a corrupt chunk": (corrupt_chunk, MISSING),
+    "without extent": (array(data=h5py.Empty("f4")), "not a whole|missing"),
+    "references": (array(shape=(3,), dtype=h5py.ref_dtype), ELSE),
+    "texts for numbers": (array(data=["a", "b"]), ELSE),
+    "a type of its own": (put("kind", lambda file, other: np.dtype("f8")), ELSE),
+    "compound numbers": (array(shape=(3,), dtype=[("a", "f4"), ("b", "f4")]), ELSE),
+    "an attribute of references": (attribute("/", "notes", lambda file: file.ref, h5py.ref_dtype), ELSE),
+    "an attribute of compounds": (attribute("/", "notes", np.zeros(3, [("a", "f4")])), ELSE),
+    "a long text": (long_text, "more text"),
+    "many texts": (many_texts, "more text"),
+}
+
+
+@pytest.mark.parametrize("fault", OBJECTS)
+def test_objects(model, fault):
+    damage, words = OBJECTS[fault]
+    link(damage)(model)
+    refused(model, words)
+
+
+@pytest.mark.parametrize("name", ["model_config", "facts"])
+@pytest.mark.parametrize(
+    "value", [7, [1.5, 2], ["{}", "{}"], h5py.Empty("S1"), b"\xff\xfe{}", "", "NaN", "[]", '"text"']
+)
+def test_descriptions_of_odd_types(model, name, value):
+    with unsealed(model) as file:
+        del file.attrs[name]
+        file.attrs[name] = value
+    refused(model, "not a whole .h5 file|description is damaged|doesn't tell")
+
+
+# descriptions of more than there is
+
+
+def deep_json(path):
+    with unsealed(path) as file:
+        file.attrs["model_config"] = '{"a":' * 5000 + "0" + "}" * 5000
+
+
+def rather_deep_json(config):
+    for _ in range(200):
+        config = {"a": config}
+    return config
+
+
+def submodels(config):
+    for _ in range(12):
+        config["config"]["layers"] = [layer("Sequential", name="s", layers=config["config"]["layers"])]
+
+
+def insert(*layers):
+    def change(config):
+        config["config"]["layers"][1:1] = layers
+
+    return change
+
+
+def replace(kind, **config):
+    """The first layer after the input."""
+
+    def change(whole):
+        whole["config"]["layers"][1] = layer(kind, **config)
+
+    return change
+
+
+def input_of(*shape):
+    def change(config):
+        config["config"]["layers"][0]["config"]["batch_shape"] = [None, *shape]
+
+    return change
+
+
+def aside(config):
+    """A branch that leads nowhere, which Keras builds all the same."""
+    layers = config["config"]["layers"]
+    for before, part in zip([None, *layers], layers, strict=False):
+        part["name"] = part["config"]["name"]
+        part["inbound_nodes"] = [[[before["name"], 0, 0, {}]]] if before else []
+    branch = layer("Dense", name="aside", units=10**8)
+    layers.append(branch | {"name": "aside", "inbound_nodes": [[["flat", 0, 0, {}]]]})
+    ends = {"input_layers": [[layers[0]["name"], 0, 0]], "output_layers": [["dense", 0, 0]]}
+    return layer("Functional", name="net", layers=layers, **ends)
+
+
+def pooled(config):
+    """Ever wider in a network in the network, and then narrow."""
+    inner = [layer("InputLayer", batch_shape=[None, None, None, 1]), layer("ZeroPadding2D", padding=10**4)]
+    inner.append(layer("MaxPooling2D", pool_size=400))
+    config["config"]["layers"][1:1] = [layer("Sequential", name="inner", layers=inner)]
+
+
+def no_input(config):
+    del config["config"]["layers"][0], config["config"]["build_input_shape"]
+
+
+def odd_size(config):
+    input_of(48.5, 48.5, 1)(config)
+
+
+LARGE, MANY = "far larger", "more layers|goes too far"
+DESCRIBED = {
+    "deep JSON": (deep_json, "damaged|too far"),
+    "rather deep JSON": (rather_deep_json, "too far"),
+    "nested submodels": (submodels, "too far|can't load"),
+    "a Dense of 10**9": (insert(layer("Dense", name="big", units=HUGE)), LARGE),
+    "a Dense of 10**30": (insert(layer("Dense", name="big", units=10**30)), LARGE),
+    "a Conv2D of 10**9": (replace("Conv2D", filters=HUGE, kernel_size=3), LARGE),
+    "a wide window": (replace("Conv2D", filters=1, kernel_size=10**6, padding="same"), LARGE),
+    "a Dense aside": (aside, "lead nowhere"),
+    "orthogonal weights": (insert(layer("Dense", name="big", units=10**5, kernel_initializer="orthogonal")), LARGE),
+    "padding of 10**6": (insert(layer("ZeroPadding2D", padding=10**6)), LARGE),
+    "padding of 10**2": (insert(layer("ZeroPadding2D", padding=1500), layer("MaxPooling2D", pool_size=40)), LARGE),
+    "padding in a submodel": (pooled, LARGE),
+    "a pool of 10**6": (insert(layer("MaxPooling2D", pool_size=10**6, strides=1, padding="same")), LARGE),
+    "dilated by 10**6": (replace("Conv2D", filters=1, kernel_size=3, dilation_rate=10**6, padding="same"), LARGE),
+    "fewer than no units": (insert(layer("Dense", name="big", units=-3)), "can't load"),
+    "a part of a unit": (insert(layer("Dense", name="big", units=2.5)), "can't load"),
+    "nothing left": (insert(layer("Reshape", target_shape=[0, 48, 1])), "can't load|far larger"),
+    "input of 10**5": (input_of(10**5, 10**5, 1), "pixels a side"),
+    "input of 10**30": (input_of(10**30, 10**30, 1), "pixels a side|can't load"),
+    "input of -1": (input_of(-1, -1, 1), "can't load|takes input|far larger"),
+    "half a pixel": (odd_size, "can't load|takes input|damaged"),
+    "no input": (no_input, "can't load"),
+    "no layers": (lambda config: config["config"].update(layers=[]), "can't load"),
+    "no config": (lambda config: {"class_name": "Sequential"}, "damaged"),
+    "layers of odd types": (lambda config: config["config"].update(layers=[1, None, "Dense"]), "damaged"),
+    "5000 layers": (insert(*[layer("ReLU")] * 5000), MANY),
+    "200 in a row": (insert(*[layer("ReLU")] * 200), MANY),
+    "20000 parts": (insert(layer("Reshape", target_shape=[[1]] * 40_000)), MANY),
+}
+
+
+@pytest.mark.parametrize("fault", DESCRIBED)
+def test_descriptions(model, fault):
+    change, words = DESCRIBED[fault]
+    if change is deep_json:
+        change(model)
+    else:
+        configured(model, change)
+    refused(model, words)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"temperature": value} for value in ("1", [1], {}, None, 0, -1, 1e9, float("nan"), 10**400)),
+        *({"labels": value} for value in ("happy", 7, {"a": 1}, [1] * 7, [None] * 7, ["a\x1b[2J"] * 7, ["\ud800"] * 7)),
+        *({"scaling": value} for value in ("other", 1, ["unit"], {"unit": 1})),
+        *({"seed": value} for value in ("0", -1, 1.5, 2**40, [0])),
+    ],
+    ids=str,
+)
+def test_facts_of_odd_types(model, facts):
+    write_facts(model, FACTS | facts)
+    refused(model, "description is damaged")
+
+
+@pytest.mark.parametrize("fault", ["cut in half", "NaN", "folder", "weights only"])
+def test_the_scripts_say_it_in_one_line_and_end_with_2(model, fault, capsys):
+    damage, words = FILES[fault]
+    damage(model)
+    for main, arguments in (
+        (realtime_detect.main, ["--source", "docs/faces.jpg", "--save", str(model.with_name("out.png")), "--model"]),
+        (train.main, ["--evaluate"]),
+    ):
+        assert main([*arguments, str(model)]) == 2
+        said = capsys.readouterr()
+        assert not said.out and said.err.count("\n") == 1 and words in said.err
