@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -33,7 +34,7 @@ with quiet():  # its greeting as well
 
 from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, heed_ends, printable, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
-from expressions.checkpoint import Backup, BestModel, Stopwatch
+from expressions.checkpoint import Backup, BestModel, Stopwatch, run_folder
 from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
 from expressions.targets import label_outputs, loss_and_accuracy, targets, votes_layer
 
@@ -44,6 +45,7 @@ LEARNING_RATE, WEIGHT_DECAY = 0.1, 5e-3
 LABEL_SMOOTHING = 0.1  # faces are labelled noisily: people agree with FER2013 about two times in three
 TEACHER_SHARE = 0.5  # of what teachers say in the label that a network learns from
 RARE_CLASSES = 0.3  # 0 to 1: by how much the model makes up for expecting a rare class less
+NO_MEMORY = re.compile("out of memory|OOM|RESOURCE_EXHAUSTED")
 
 HOW_TO_GET_DATA = """\
 To get FER2013 (free, for research): download and unzip kaggle.com/datasets/msambare/fer2013 into data/,
@@ -112,9 +114,15 @@ def main(arguments=None):
         if options.evaluate:
             evaluate(options)
         else:
-            train(load_data(options), options)
+            data = load_data(options)
+            with run_folder(options.model) as folder:
+                train(data, options, folder)
     except (UserError, OSError) as error:
-        print(f"train.py: {printable(error)}", file=sys.stderr)
+        full = getattr(error, "errno", None) == 28 or "errno = 28" in str(error)  # ENOSPC, of Python and of HDF5
+        said = (
+            "no space left on the disk; make room, and --resume goes on after the last whole epoch" if full else error
+        )
+        print(f"train.py: {printable(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
         hint = "" if options.evaluate else " If an epoch had ended, --resume goes on from there."
@@ -195,8 +203,8 @@ def load_data(options):
         name, epochs = "synthetic_model.h5", SYNTHETIC_EPOCHS  # never over the model that was trained on real faces
     options.model = options.model or HERE / "models" / name
     options.epochs = options.epochs or epochs
-    if options.model.suffix != ".h5":
-        raise UserError(f"--model {options.model}: its name has to end in .h5")
+    if options.model.suffix != ".h5" or options.model.is_dir():
+        raise UserError(f"--model {options.model}: takes a file whose name ends in .h5")
     if options.show and options.show not in data.labels:
         raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(data.labels)}")
     describe_data(data)
@@ -209,18 +217,11 @@ def describe_data(data):
         print(f"  {printable(note)}")
 
 
-def train(data, options):
-    """Train on `data`; leave the model at options.model, and its report in the folder of the same name."""
+def train(data, options, folder):
+    """Train on `data`; leave the model at options.model, and its report in `folder`."""
     keras.utils.set_random_seed(options.seed)
     # Keras reminds at every save that .h5 is an old format; it is the one that was asked for
     logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
-    folder = options.model.with_suffix("")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "distribution.png").exists():
-        raise UserError(f"--model {options.model}: its report would go into {folder}, which holds other files")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--model {options.model}: can't make the folder {folder} ({error.strerror})") from None
     report.draw_distribution(data, folder / "distribution.png")
     report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
     if options.show:
@@ -229,17 +230,6 @@ def train(data, options):
     augmented, plain = generators()
     train_images = flow(augmented, data, "train", options.batch_size, options.teacher)
     validation_images = flow(plain, data, "validation", 256)
-
-    policy = fastest_policy()
-    keras.config.set_dtype_policy(policy)
-    network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
-    keras.config.set_dtype_policy("float32")
-    rates = learning_rates(options.epochs)
-    optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    loss, accuracy = loss_and_accuracy(len(data.labels), LABEL_SMOOTHING)
-    network.compile(optimizer, loss, metrics=[accuracy])
-    network.summary()
 
     best, history = folder / "best.h5", folder / "history.csv"
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
@@ -251,6 +241,20 @@ def train(data, options):
         callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),
     ]
     backup = Backup(folder / "state.npz", settings, remembering, history, train_images)
+
+    # a run that goes on computes as it began
+    policy = backup.read()[0]["settings"].get("precision") if options.resume else fastest_policy()
+    settings["precision"] = policy
+    keras.config.set_dtype_policy(policy)
+    network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
+    keras.config.set_dtype_policy("float32")
+    rates = learning_rates(options.epochs)
+    optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    loss, accuracy = loss_and_accuracy(len(data.labels), LABEL_SMOOTHING)
+    network.compile(optimizer, loss, metrics=[accuracy])
+    network.summary()
+
     epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
     # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
     schedule = callbacks.LearningRateScheduler(
@@ -274,11 +278,15 @@ def train(data, options):
         complete = False
         if best.exists():
             print("\nStopped. The best epoch so far becomes the model; --resume goes on after the last whole epoch.")
+    except Exception as error:
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):  # each backend has an error of its own
+            raise UserError(f"--batch-size {options.batch_size}: no memory for so many images; give less") from None
+        raise
     if not best.exists():
         raise UserError(f"{folder}: no epoch has ended well, so there is no model; {options.model} is as it was")
     finish(best, data, options, {"started": backup.started, "precision": policy})
     if complete:
-        for unneeded in (best, backup.path):
+        for unneeded in (backup.path, best):  # in this order: without a state there is no run to resume
             unneeded.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """Keep what a training run has reached: the best model, whole at any moment, and what a killed run needs to go on."""
 
+import contextlib
 import json
 import os
 import time
@@ -8,11 +9,37 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from filelock import FileLock, Timeout
 
 from expressions import UserError
 
 # What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
+
+
+@contextlib.contextmanager
+def run_folder(model):
+    """The folder beside the file `model` that its run keeps its report and state in, made if need be, for `with`.
+
+    Raises UserError when it can't be made, holds other files, or another run is at work in it."""
+    folder = Path(model).with_suffix("")
+    strange = folder.is_dir() and any(".partial." not in entry.name for entry in folder.iterdir())
+    if strange and not (folder / "distribution.png").exists():
+        raise UserError(f"--model {model}: its report would go into {folder}, which holds other files")
+    lock = FileLock(folder.with_suffix(".lock"), blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"--model {model}: another run is at work on it; wait for its end, or choose another") from None
+    except OSError as error:
+        raise UserError(f"--model {model}: can't write into the folder {folder} ({error.strerror})") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            os.remove(lock.lock_file)
 
 
 class BestModel(keras.callbacks.ModelCheckpoint):
@@ -77,8 +104,6 @@ class Backup(keras.callbacks.Callback):
         """Put `network` (compiled) back where the run stood. Returns (epochs done, whether it had ended by itself).
 
         Raises UserError when there is nothing to resume, or it was run with other settings."""
-        if not self.path.exists():
-            raise UserError(f"{self.path}: no run to resume; start one without --resume")
         state, values = self.read()
         changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
         if changed:
@@ -95,7 +120,11 @@ class Backup(keras.callbacks.Callback):
         return state["epochs"], state["ended"]
 
     def read(self):
-        """The saved state (a dictionary) and the values of the variables, in order."""
+        """The saved state (a dictionary) and the values of the variables, in order.
+
+        Raises UserError when there is none, or it is damaged."""
+        if not self.path.exists():
+            raise UserError(f"{self.path}: no run to resume; start one without --resume")
         try:
             with np.load(self.path) as file:
                 state = json.loads(str(file["state"]))
