@@ -172,14 +172,16 @@ class Summary:
         axes.set_title("Expressions over time")
         if drawn:
             figure.legend(drawn.values(), drawn.keys(), ncols=8, loc="outside lower center")
-        partial = Path(path).with_name(f"{Path(path).stem}.partial{Path(path).suffix}")
+        path, data = Path(path), io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
+            figure.savefig(data, format=path.suffix[1:], dpi=100)
+        pyplot.close(figure)
+        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
-                figure.savefig(partial, dpi=100)
+            partial.write_bytes(data.getbuffer())
             os.replace(partial, path)
         except OSError as error:
-            raise UserError(f"--summary {path}: can't be written ({error.strerror or error})") from None
+            raise UserError(f"--summary {path}: can't be written ({error.strerror})") from None
         finally:
             partial.unlink(missing_ok=True)
-            pyplot.close(figure)

@@ -33,6 +33,7 @@ USUAL_RATE = 30  # frames per second, where a source doesn't tell
 LOST_AFTER = 5  # seconds without a frame until a camera or stream is given up; before that it is opened again
 STALLED_AFTER = 2  # seconds without a frame until it is opened again
 SPARED = 2**20  # bytes of a disk that a recording leaves free, for a film needs some to be ended well
+SHORTEST_STEP, LONGEST_STEP = 0.001, 600  # seconds from one frame of a film to the next; it may say what it will
 BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live source is lost, a file at its end
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 ADDRESS = re.compile("[a-z][a-z0-9+.-]+://[^/?#]*([^?#]*)", re.IGNORECASE)  # with its path
@@ -207,7 +208,9 @@ class Source:
             if good:
                 self.skipped, broken = self.skipped + broken, 0
                 told = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                seconds = told if over - 1 / self.rate < told < end + 1 else over  # some frames lack their time
+                latest = over - 1 / self.rate
+                credible = latest + SHORTEST_STEP < told < latest + LONGEST_STEP and told < end + 1
+                seconds = told if credible else over  # some frames lack their time
                 over = seconds + 1 / self.rate
                 yield image, seconds
             else:

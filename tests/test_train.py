@@ -235,7 +235,7 @@ def test_the_classic_network_is_the_one_of_the_tutorials():
         (["--data", "{tmp}"], "no data set here"),
         (["--data", "{data}", "--show", "bored"], "it has angry, disgust"),
         (["--data", "{data}", "--model", "{tmp}/model.keras"], "ends in .h5"),
-        (["--data", "{data}", "--model", "/proc/none/model.h5"], "can't make the folder"),
+        (["--data", "{data}", "--model", "/proc/none/model.h5"], "can't write into the folder"),
         (["--data", "{data}", "--model", "{tmp}/model.h5", "--resume"], "no run to resume"),
         (["--data", "{data}", "--model", "{data}.h5"], "holds other files"),
     ],
