@@ -1,0 +1,734 @@
+"""What goes wrong before the live program's camera, on its disk and at its terminal; each fault made for real."""
+
+import contextlib
+import csv
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from types import SimpleNamespace
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c
+from test_live_sources import Camera
+
+import realtime_detect
+from expressions import EMOTIONS, UserError, synthetic, video
+from expressions.results import Summary, Table
+from expressions.video import Recording, Source, Window
+
+pytestmark = pytest.mark.faults
+needs_root = pytest.mark.skipif(not WITHOUT_PRIVILEGES or os.geteuid() != 0, reason="needs root, and Debian's setpriv")
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+FILM_ENDINGS = [".mp4", ".webm", ".avi"]
+
+
+@pytest.fixture(autouse=True)
+def in_time():
+    """What hangs is a failure."""
+
+    def out_of_time(*_):
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, out_of_time)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def detect(trained, monkeypatch, capfd):
+    """Run the program in this process, without a screen. Returns its status, standard output and standard error."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        capfd.readouterr()
+        status = realtime_detect.main(["--model", str(trained), *map(str, arguments)])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def picture(tmp_path, frame):
+    cv2.imwrite(str(tmp_path / "me.png"), frame)
+    return tmp_path / "me.png"
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory, frame):
+    return write_film(tmp_path_factory.mktemp("film") / "film.avi", [frame] * 20)
+
+
+def write_film(path, images, codec="MJPG"):
+    height, width = images[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (width, height))
+    for image in images:
+        writer.write(image)
+    writer.release()
+    return path
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def one_line(result, *words):
+    """Whether a run ended with status 2 and one line on standard error that holds these words."""
+    status, _, error = result
+    assert status == 2 and error.count("\n") == 1 and "Traceback" not in error, result
+    assert all(word in error for word in words), error
+    return True
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb(width, height):
+    """A small PNG of one bit a pixel that unpacks to width x height."""
+    packed, press = b"", zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    packed = b"".join(press.compress(row) for _ in range(height)) + press.flush()
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def gif(width, height):
+    """A film of one frame, in 30 bytes, whose header says that it is so large."""
+    head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
+    return head + b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00;"
+
+
+def jpeg_of(width, height):
+    """A JPEG whose header says that it is so large, and not more than that."""
+    data = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    start = data.index(b"\xff\xc0") + 5
+    return data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
+
+
+def make(path, what):
+    if what == "a pipe":
+        os.mkfifo(path)
+    elif what == "a folder":
+        path.mkdir()
+    elif what == "a link to nowhere":
+        path.symlink_to(path.parent / "nowhere")
+    elif what == "an endless device":
+        path.symlink_to("/dev/zero")
+    elif what == "more than 512 MB":
+        path.touch()
+        os.truncate(path, 2**29 + 2)  # which takes no room on the disk
+    else:
+        path.write_bytes(what)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, what, words",
+    [
+        ("me.png", "a pipe", "no such video or image"),
+        ("film.mp4", "a pipe", "no such video or image"),
+        ("me.png", "a folder", "no image or video there"),
+        ("film.mp4", "a folder", "no image or video there"),
+        ("me.jpg", "a link to nowhere", "no such video or image"),
+        ("me.png", "an endless device", "no such video or image"),
+        ("film.avi", "an endless device", "no such video or image"),
+        ("me.png", "more than 512 MB", "or too large a one"),
+        ("me.png", bomb(16000, 16000), "or too large a one"),
+        ("me.jpg", jpeg_of(65500, 65500), "or too large a one"),
+        ("film.gif", gif(16000, 16000), "or too large a one"),
+        ("film.gif", gif(65535, 65535), "or too large a one"),
+        ("film.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp41\0\0\xff\xffmdat" + bytes(9000), "not a video"),
+        ("film.avi", np.random.default_rng(0).bytes(10**6), "not a video"),
+        ("me.webp", np.random.default_rng(0).bytes(10**6), "not an image"),
+    ],
+    ids=[
+        "pipe as picture", "pipe as film", "folder as picture", "folder as film", "dangling link", "endless picture",
+        "endless film", "picture file too large", "zip bomb", "JPEG that claims 4 gigapixels", "film of huge frames",
+        "film that claims 4 gigapixels", "film without its index", "noise as film", "noise as picture",
+    ],
+)  # fmt: skip
+def test_a_source_that_is_none(detect, tmp_path, name, what, words):
+    source = make(tmp_path / name, what)
+    result = detect("--source", source, "--csv", tmp_path / "seen.csv", "--summary", tmp_path / "timeline.png")
+    assert one_line(result, words, str(source)) and os.listdir(tmp_path) == [name]
+
+
+def test_a_film_of_huge_frames_is_not_unpacked(tmp_path):
+    """16,000 x 16,000 pixels, which took 2.5 GB."""
+    (tmp_path / "film.gif").write_bytes(gif(16000, 16000))
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom expressions.video import Source\n"
+        f"try: Source({str(tmp_path / 'film.gif')!r})\nfinally: print(open('/proc/self/status').read())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "too large" in result.stderr and int(re.search(r"VmHWM:\s*(\d+) kB", result.stdout)[1]) < 300_000
+
+
+@needs_root
+def test_what_may_not_be_read_is_skipped_named_and_counted(tmp_path, trained, picture, film):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(picture, folder / name)
+    shutil.copy(film, folder / "3.avi")
+    for name in ("1.png", "3.avi"):
+        (folder / name).chmod(0)
+    words = command("realtime_detect.py", "--source", folder, "--model", trained, "--csv", tmp_path / "seen.csv")
+    result = subprocess.run([*WITHOUT_PRIVILEGES, *words], capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 2 and [line.rsplit("/", 1)[-1] for line in result.stderr.splitlines()] == [
+        "1.png: can't be read (Permission denied)",
+        "3.avi: can't be read (Permission denied)",
+        "in: 2 of 3 sources could not be done",
+    ]
+    assert [row["source"] for row in rows(tmp_path / "seen.csv")] == [str(folder / "2.png")]
+
+
+FRAMES = {
+    "black": np.zeros((480, 640, 3), np.uint8),
+    "white": np.full((480, 640, 3), 255, np.uint8),
+    "noise": np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8),
+    "a pixel": np.full((1, 1, 3), 100, np.uint8),
+    "a row": np.full((1, 500, 3), 100, np.uint8),
+    "a column": np.full((500, 1, 3), 100, np.uint8),
+    "8K": np.full((4320, 7680, 3), 100, np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+@pytest.mark.parametrize("ending", [".png", ".avi"])
+def test_frames_without_a_face(detect, tmp_path, kind, ending):
+    """They come back as they are, and the table has no row; nothing is said."""
+    source, saved, image = tmp_path / f"source{ending}", tmp_path / f"saved{ending}", FRAMES[kind]
+    if ending == ".png":
+        cv2.imwrite(str(source), image)
+    else:
+        write_film(source, [image] * 2)
+    status, _, error = detect("--source", source, "--save", saved, "--csv", tmp_path / "seen.csv", "--bars")
+    assert status == 0 and error == "" and rows(tmp_path / "seen.csv") == []
+    with Source(saved) as source:
+        assert [frame.image.shape for frame in source] == [image.shape] * (1 if ending == ".png" else 2)
+
+
+@pytest.mark.parametrize("kind, ending", [("a pixel", ".mp4"), ("a row", ".webm"), ("8K", ".mp4")])
+def test_a_film_of_a_size_that_a_codec_may_not_have(detect, tmp_path, kind, ending):
+    source, saved = write_film(tmp_path / "source.avi", [FRAMES[kind]] * 2), tmp_path / f"saved{ending}"
+    result = detect("--source", source, "--save", saved)
+    if kind == "8K":
+        assert result[0] == 0 and saved.exists()
+    else:
+        assert one_line(result, f"--save {saved}", "can't write a film of", "try .avi")
+        assert os.listdir(tmp_path) == ["source.avi"]
+
+
+def test_two_hundred_faces(detect, tmp_path):
+    random, image = np.random.default_rng(0), np.full((1280, 1600, 3), 128, np.uint8)
+    for index in range(200):
+        top, left = 8 + 125 * (index // 20), 5 + 79 * (index % 20)
+        image[top : top + 72, left : left + 72] = synthetic.draw_face(EMOTIONS[index % 7], random, 72)[..., None]
+    large = cv2.resize(image, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)  # as the detector sees it
+    cv2.imwrite(str(tmp_path / "crowd.png"), image)
+    table = tmp_path / "seen.csv"
+    status, said, _ = detect(
+        "--source", tmp_path / "crowd.png", "--save", tmp_path / "out.png", "--csv", table, "--bars"
+    )
+    assert status == 0 and large.shape[1] == 640 and f"{len(rows(table))} faces in pictures" in said
+    assert len(rows(table)) > 20 and cv2.imread(str(tmp_path / "out.png")).shape == image.shape
+
+
+@pytest.mark.parametrize("left, top", [(-60, 120), (460, 120), (200, -50), (200, 300), (-60, -50)])
+def test_a_face_that_the_border_cuts(detect, tmp_path, frame, left, top):
+    """Whatever is found of it, its box and bars are drawn, in a picture and in a film."""
+    face, image = frame[120:360, 200:440], np.full((480, 640, 3), 128, np.uint8)
+    part = image[max(0, top) : top + 240, max(0, left) : left + 240]
+    part[:] = face[max(0, -top) :, max(0, -left) :][: part.shape[0], : part.shape[1]]
+    cv2.imwrite(str(tmp_path / "me.png"), image)
+    write_film(tmp_path / "me.avi", [image] * 12)
+    status, _, error = detect("--source", tmp_path / "me.*", "--save", tmp_path / "out", "--bars")
+    assert (status, error) == (0, "") and sorted(os.listdir(tmp_path / "out")) == ["me.avi", "me.png"]
+
+
+@pytest.mark.parametrize("numerator, denominator", [(0, 1), (0, 0), (90000, 1), (2**31 - 1, 1), (1, 10**6)])
+def test_a_film_that_says_an_absurd_rate(detect, tmp_path, frame, numerator, denominator):
+    """0, no number, a clock's ticks, more, hardly any: each frame comes, at a usual rate."""
+    path, table = write_film(tmp_path / "film.avi", [frame] * 12), tmp_path / "seen.csv"
+    data = bytearray(path.read_bytes())
+    for start in (match.start() for match in re.finditer(b"strh", bytes(data))):
+        data[start + 28 : start + 36] = struct.pack("<II", denominator, numerator)  # dwScale and dwRate
+    path.write_bytes(data)
+    status, _, error = detect("--source", path, "--csv", table, "--save", tmp_path / "out.mp4")
+    assert (status, error) == (0, "")
+    assert [row["frame"] for row in rows(table)] == [str(number) for number in range(12)]
+    seconds = [float(row["seconds"]) for row in rows(table)]
+    assert seconds == sorted(seconds) and seconds[-1] < 2
+    with Source(tmp_path / "out.mp4") as film:
+        assert len(list(film)) == 12
+
+
+def test_a_film_that_tells_no_length(detect, tmp_path, frame):
+    """Pictures in a row, as a camera's raw MJPEG comes."""
+    (tmp_path / "film.avi").write_bytes(cv2.imencode(".jpg", frame)[1].tobytes() * 12)
+    status, said, _ = detect("--source", tmp_path / "film.avi", "--csv", tmp_path / "seen.csv")
+    assert status == 0 and "12 frames" in said and "missing" not in said and len(rows(tmp_path / "seen.csv")) == 12
+
+
+def test_a_model_of_nan(detect, tmp_path, trained, picture):
+    broken = shutil.copy(trained, tmp_path / "broken.h5")
+    with h5py.File(broken, "r+") as file:
+
+        def spoil(_, item):
+            if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+                item[...] = np.nan
+
+        file.visititems(spoil)
+    old = tmp_path / "seen.csv"
+    old.write_text("precious")
+    result = detect("--model", broken, "--source", picture, "--csv", old, "--save", tmp_path / "o.png", "--overwrite")
+    assert result[0] == 2 and result[2].count("\n") == 1 and "Nan" in result[2].title(), result
+    assert old.read_text() == "precious" and not (tmp_path / "o.png").exists()
+
+
+ODD_NAMES = {
+    "line end": b"two\nlines", "command to the terminal": b"\x1b[31mred\x1b]0;title\x07", "no UTF-8": b"caf\xe9",
+    "dollars": b"a$b$ c$^{$", "quotes and commas": b'",;\'=1+1"', "other letters": "图 ‮".encode(),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, trained, film, frame):
+    """A run over a film and a picture of each odd name, at a terminal; everything is written. Returns the folder, and
+    what the terminal got."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "in").mkdir()
+    cv2.imwrite(str(folder / "me.png"), frame)
+    for name in ODD_NAMES.values():
+        shutil.copy(film, os.fsencode(folder / "in") + b"/" + name + b".avi")
+        shutil.copy(folder / "me.png", os.fsencode(folder / "in") + b"/" + name + b".png")
+    terminal, end = pty.openpty()
+    words = command(
+        "realtime_detect.py", "--source", "in", "--model", trained, "--save", "out", "--csv", "seen.csv",
+        "--jsonl", "seen.jsonl", "--summary", "timeline.png",
+    )  # fmt: skip
+    process = subprocess.Popen(words, stdin=end, stdout=end, stderr=end, cwd=folder, env=ENVIRONMENT)
+    os.close(end)
+    said = b""
+    with contextlib.suppress(OSError):  # how Linux tells that the other side has closed
+        while part := os.read(terminal, 2**16):
+            said += part
+    os.close(terminal)
+    assert process.wait() == 0, said
+    return folder, said
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_an_odd_name(odd, name):
+    folder, said = odd
+    for ending in (b".avi", b".png"):
+        assert os.path.getsize(os.fsencode(folder / "out") + b"/" + name + ending) > 1000
+    written = f"in/{os.fsdecode(name).encode(errors='backslashreplace').decode()}"
+    assert [row["source"] for row in rows(folder / "seen.csv")].count(f"{written}.avi") == 20
+    lines = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+    assert [line["source"] for line in lines].count(f"{written}.png") == 1 and len(lines) == 21 * len(ODD_NAMES)
+    assert b"\x1b[31m" not in said and b"title\x07" not in said and b"two\r\n" not in said and b"two\\nlines" in said
+    assert cv2.imread(str(folder / "timeline.png")) is not None
+
+
+def test_the_title_of_a_window_is_printable():
+    assert Window("a\nb\udce9\x1b").title == "a\\nb\\udce9\\x1b"
+
+
+def test_names_of_results_that_are_no_utf_8(detect, tmp_path, picture, film):
+    save, table, timeline = (
+        os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9" + end) for end in (b".mp4", b".csv", b".png")
+    )
+    status, said, error = detect("--source", film, "--save", save, "--csv", table, "--summary", timeline)
+    assert (status, error) == (0, "") and "caf\\udce9.mp4" in said and len(rows(table)) == 20
+    assert os.path.getsize(save) > 1000 < os.path.getsize(timeline)
+
+
+@pytest.mark.parametrize("case", ["camera", "film", "model", "folder of nothing", "screen"])
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_a_run_that_does_not_begin_leaves_old_results_and_no_new_ones(detect, tmp_path, film, case, ending):
+    old, timeline, new = tmp_path / f"old{ending}", tmp_path / "old.png", tmp_path / "new.csv"
+    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "text.png").write_text("no picture")
+    for path in (old, timeline):
+        path.write_text("precious")
+    arguments = {
+        "camera": ["--source", 96],
+        "film": ["--source", tmp_path / "text.mp4"],
+        "model": ["--source", film, "--model", tmp_path / "none.h5"],
+        "folder of nothing": ["--source", tmp_path / "in"],
+        "screen": ["--source", "rtsp://127.0.0.1:1/none"],
+    }[case]
+    status, _, error = detect(*arguments, f"--{ending[1:]}", old, "--summary", timeline, "--overwrite")
+    assert status == 2 and "Traceback" not in error
+    assert old.read_text() == timeline.read_text() == "precious"
+    status, _, error = detect(*arguments, "--csv", new)
+    assert status == 2 and not new.exists()  # so that the next try need not overwrite it
+
+
+@pytest.fixture
+def camera():
+    server = Camera()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_was_seen_before_a_stream_was_lost_is_kept(detect, tmp_path, camera, monkeypatch):
+    monkeypatch.setattr(video, "LOST_AFTER", 0.7)
+    monkeypatch.setattr(video, "STALLED_AFTER", 0.3)
+    names = "out.mp4", "seen.csv", "timeline.png"
+    save, table, timeline = (tmp_path / name for name in names)
+    result = detect("--source", camera.address("stops"), "--save", save, "--csv", table, "--summary", timeline)
+    assert one_line(result, "lost, and not back in 0.7 seconds") and "secret" not in "".join(result[1:])
+    assert re.search(r"/stops: \d+ frames, 0 faces, .*saved to .*out.mp4", result[1])
+    with Source(save) as film:
+        assert len(list(film)) > 5
+    assert sorted(os.listdir(tmp_path)) == sorted(names) and cv2.imread(str(timeline)) is not None
+
+
+def fill(folder, leave=0):
+    """Fill the disk of a folder but for so many bytes."""
+    free = shutil.disk_usage(folder).free - leave
+    with open(folder / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        for _ in range(free // 4096):
+            file.write(bytes(4096))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_the_disk_is_full_for_a_table(detect, tmp_path, frame, small_disk, ending):
+    """It ends with whole rows, as many as there was room for."""
+    fill(small_disk, 8192)
+    source, table = write_film(tmp_path / "long.avi", [frame] * 120), small_disk / f"seen{ending}"
+    result = detect("--source", source, f"--{ending[1:]}", table, "--summary", tmp_path / "timeline.png")
+    assert one_line(result, str(table), "No space left on device; rows are missing".replace(" device;", " device);"))
+    text = table.read_text()
+    assert text.endswith("\n") and 6000 < len(text) <= 8192
+    kept = rows(table) if ending == ".csv" else [json.loads(line) for line in text.splitlines()]
+    assert [int(row["frame"]) for row in kept] == list(range(len(kept))) and len(kept[-1]) == 17
+    assert cv2.imread(str(tmp_path / "timeline.png")) is not None  # what was seen until then
+
+
+@pytest.mark.parametrize("ending", FILM_ENDINGS)
+def test_the_disk_is_full_for_a_film(detect, tmp_path, small_disk, ending):
+    """It ends in time to be playable; the old one is as it was."""
+    random = np.random.default_rng(0)
+    fill(small_disk, 3 * 2**19)
+    source = write_film(tmp_path / "long.avi", [random.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(120)])
+    save = small_disk / f"film{ending}"
+    save.write_text("precious")
+    result = detect("--source", source, "--save", save, "--overwrite")
+    partial = small_disk / f"film.partial{ending}"
+    assert one_line(result, f"--save {save}", "the disk is full", str(partial)) and save.read_text() == "precious"
+    with Source(partial) as film:
+        assert len(list(film)) > 5 and film.missing == 0
+
+
+def test_the_disk_is_full_for_a_picture(detect, tmp_path, picture, small_disk):
+    fill(small_disk, 4096)
+    (small_disk / "out.png").write_text("precious")
+    result = detect("--source", picture, "--save", small_disk / "out.png", "--overwrite")
+    assert one_line(result, "out.png", "No space left")
+    assert (small_disk / "out.png").read_text() == "precious" and len(os.listdir(small_disk)) == 2
+
+
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])
+def test_the_disk_is_full_for_a_summary(detect, film, small_disk, ending):
+    timeline = small_disk / f"timeline{ending}"
+    timeline.write_text("precious")
+    fill(small_disk, 0)
+    status, said, error = detect("--source", film, "--summary", timeline, "--overwrite")
+    assert one_line((status, said, error), f"--summary {timeline}", "No space left") and "person 1" in said
+    assert timeline.read_text() == "precious" and len(os.listdir(small_disk)) == 2
+
+
+def preview():
+    """What the key s needs, without a window."""
+    return realtime_detect.Preview(EMOTIONS, False)
+
+
+def test_the_disk_is_full_for_the_key_s(small_disk, frame, monkeypatch, capfd):
+    monkeypatch.chdir(small_disk)
+    fill(small_disk, 4096)
+    preview().save(frame)
+    assert "can't be written (No space left on device)" in capfd.readouterr().out and os.listdir(".") == ["filler"]
+
+
+def test_the_key_s_twice_in_a_second_makes_two_pictures(tmp_path, frame, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    while time.time() % 1 > 0.5:
+        time.sleep(0.01)
+    for value in range(3):
+        preview().save(frame + np.uint8(value))
+    pictures = [cv2.imread(str(path)) for path in sorted(tmp_path.glob("expressions-*.png"))]
+    assert sorted(int(picture[0, 0, 0]) for picture in pictures) == [128, 129, 130]
+
+
+def test_the_key_s_where_the_folder_is_gone(tmp_path, frame, monkeypatch, capfd):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    preview().save(frame)
+    assert "can't be written (No such file" in capfd.readouterr().out
+
+
+def test_a_table_on_dev_full(detect, tmp_path, film):
+    table = tmp_path / "seen.csv"
+    table.symlink_to("/dev/full")
+    assert one_line(detect("--source", film, "--csv", table, "--overwrite"), str(table), "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "option, name", [("csv", "a.csv"), ("jsonl", "a.jsonl"), ("save", "a.avi"), ("summary", "a.png")]
+)
+@needs_root
+def test_no_leave_to_write(tmp_path, trained, film, option, name):
+    """Told before any work is done."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0o555)
+    words = command("realtime_detect.py", "--source", film, "--model", trained, f"--{option}", folder / name)
+    result = subprocess.run([*WITHOUT_PRIVILEGES, *words], capture_output=True, text=True, env=ENVIRONMENT)
+    assert one_line((result.returncode, result.stdout, result.stderr), f"--{option} {folder / name}", "be written")
+    assert result.stdout == "" and os.listdir(folder) == []
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["seen.csv", "out.avi"])
+def test_no_leave_to_write_over_a_file(tmp_path, trained, film, name):
+    path = tmp_path / name
+    path.write_text("precious")
+    path.chmod(0o444)
+    (tmp_path / "out.partial.avi").touch(mode=0o444)
+    option = "--csv" if name.endswith("csv") else "--save"
+    words = command("realtime_detect.py", "--source", film, "--model", trained, option, path, "--overwrite")
+    result = subprocess.run([*WITHOUT_PRIVILEGES, *words], capture_output=True, text=True, env=ENVIRONMENT)
+    assert one_line((result.returncode, "", result.stderr), str(path), "can't be written (Permission denied)")
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_two_programs_write_the_same_table(tmp_path, ending):
+    path = tmp_path / f"seen{ending}"
+    with Table(path, EMOTIONS, overwrite=True) as table:
+        table.write("first", SimpleNamespace(number=0, seconds=0.0), [])
+        before = path.read_bytes()
+        with pytest.raises(UserError, match="another program is writing it"):
+            Table(path, EMOTIONS, overwrite=True)
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", [*FILM_ENDINGS, ".png"])
+def test_two_programs_write_the_same_film_or_picture(tmp_path, frame, ending):
+    source = SimpleNamespace(still=ending == ".png", rate=10, seconds=0.0, address="")
+    with Recording(tmp_path / f"out{ending}", source) as recording:
+        recording.write(frame)
+        with pytest.raises(UserError, match="another program is writing it"):
+            Recording(tmp_path / f"out{ending}", source)
+    with Source(tmp_path / f"out{ending}") as saved:
+        assert len(list(saved)) == 1
+    assert os.listdir(tmp_path) == [f"out{ending}"]
+
+
+@pytest.mark.parametrize("how", ["folder removed", "file removed", "file replaced"])
+def test_a_table_that_goes_while_it_is_written(tmp_path, how):
+    path = tmp_path / "here" / "seen.csv"
+    path.parent.mkdir()
+    with pytest.raises(UserError, match="seen.csv: was moved or removed"), Table(path, EMOTIONS) as table:
+        table.write("0", SimpleNamespace(number=0, seconds=0.0), [])
+        shutil.rmtree(path.parent) if how == "folder removed" else path.unlink()
+        if how == "file replaced":
+            path.write_text("precious")
+        table.write("0", SimpleNamespace(number=1, seconds=0.1), [])
+    assert how != "file replaced" or path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("ending", [*FILM_ENDINGS, ".png"])
+def test_a_folder_that_goes_while_a_film_is_written(tmp_path, frame, ending):
+    path = tmp_path / "here" / f"out{ending}"
+    path.parent.mkdir()
+    source = SimpleNamespace(still=ending == ".png", rate=10, seconds=0.0, address="")
+    with pytest.raises(UserError, match="its folder can't be|can't be written|was removed") as error:
+        with Recording(path, source) as recording:
+            recording.write(frame)
+            shutil.rmtree(path.parent)
+            source.seconds = 0.1
+            recording.write(frame)
+    assert "disk" not in str(error.value)
+
+
+def test_a_film_that_is_removed_while_it_is_written(tmp_path, frame):
+    source = SimpleNamespace(still=False, rate=10, seconds=0.0, address="")
+    with pytest.raises(UserError, match="was removed while it was written"):
+        with Recording(tmp_path / "out.mp4", source) as recording:
+            recording.write(frame)
+            os.remove(recording.partial)
+
+
+@pytest.mark.parametrize(
+    "options", [["--save", "me.png"], ["--summary", "me.png"], ["--save", "a.png", "--summary", "a.png"],
+                ["--summary", "link.png"], ["--csv", "a.csv", "--jsonl", "same.jsonl"]],
+    ids=["save the source", "summary the source", "save and summary", "link to the source", "csv and jsonl"],
+)  # fmt: skip
+def test_a_result_that_is_the_source_or_another_result(detect, picture, frame, monkeypatch, options):
+    monkeypatch.chdir(picture.parent)
+    os.symlink("me.png", "link.png")
+    os.symlink("a.csv", "same.jsonl")
+    assert one_line(detect("--source", "me.png", *options, "--overwrite", "--no-window"), "choose another name")
+    np.testing.assert_array_equal(cv2.imread("me.png"), frame)
+    assert sorted(os.listdir()) == ["link.png", "me.png", "same.jsonl"]
+
+
+def test_a_saved_film_never_takes_the_place_of_another_source(detect, tmp_path, film):
+    """In the folder of the sources, a.mkv would be saved as a.mkv.mp4, which is a source as well."""
+    for name in ("a.mkv", "a.mkv.mp4"):
+        shutil.copy(film, tmp_path / name)
+    status, _, error = detect("--source", tmp_path, "--save", tmp_path, "--overwrite")
+    assert status == 2 and error.count("one of the sources") == 2 and "2 of 2" in error
+    assert (tmp_path / "a.mkv.mp4").read_bytes() == film.read_bytes()
+
+
+def test_a_file_in_the_place_of_the_folder_for_results(detect, tmp_path, picture):
+    (tmp_path / "out").write_text("precious")
+    result = detect("--source", tmp_path / "*.png", "--save", tmp_path / "out")
+    assert result[0] == 2 and f"--save {tmp_path / 'out'}: can't be made a folder" in result[2]
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def shell(line, folder, **environment):
+    """Run a line of bash with the program as $DETECT; returns its status, standard output and standard error."""
+    environment = ENVIRONMENT | {"DETECT": " ".join(command("realtime_detect.py"))} | environment
+    result = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd=folder, env=environment, timeout=50
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("$DETECT $ARGUMENTS | true; exit ${PIPESTATUS[0]}", (141, "", "")),
+        ("$DETECT $ARGUMENTS 2>&1 | true; exit ${PIPESTATUS[0]}", (141, "", "")),
+        ("$DETECT --source none.mp4 --csv b.csv 2>&1 | true; exit ${PIPESTATUS[0]}", (141, "", "")),
+        ("$DETECT $ARGUMENTS >&-", (0, "", "")),
+        ("$DETECT $ARGUMENTS >&- 2>&-", (0, "", "")),
+    ],
+    ids=["pipe closed", "both pipes closed", "pipe of errors closed", "standard output closed", "both closed"],
+)
+def test_nobody_listens(tmp_path, trained, film, line, said):
+    arguments = f"--source {film} --model {trained} --csv seen.csv --save out.avi"
+    assert shell(line, tmp_path, ARGUMENTS=arguments) == said
+    if "none" not in line:
+        assert len(rows(tmp_path / "seen.csv")) == 20
+        with Source(tmp_path / "out.avi") as saved:
+            assert len(list(saved)) == 20
+
+
+def test_head_gets_its_line(tmp_path, trained, film):
+    for name in ("a", "b", "c"):
+        shutil.copy(film, tmp_path / f"{name}.avi")
+    line = f"PYTHONUNBUFFERED=1 $DETECT --source '*.avi' --model {trained} --csv seen.csv | head -1"
+    status, said, error = shell(line, tmp_path)
+    assert said.startswith("a.avi: 20 frames") and said.count("\n") == 1 and error == ""
+
+
+def test_standard_output_on_a_full_disk(tmp_path, trained, film):
+    result = shell(f"$DETECT --source {film} --model {trained} --csv seen.csv > /dev/full", tmp_path)
+    assert one_line(result, "No space left on device") and len(rows(tmp_path / "seen.csv")) == 20
+
+
+def test_a_terminal_without_the_letters_of_a_name(tmp_path, trained, film):
+    shutil.copy(film, tmp_path / "Käthe 图.avi")
+    line = f"$DETECT --source 'Käthe 图.avi' --model {trained} --csv seen.csv"
+    status, said, error = shell(line, tmp_path, PYTHONIOENCODING="ascii")
+    assert (status, error) == (0, "") and said.startswith(r"K\xe4the \u56fe.avi: 20 frames")
+
+
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory, frame):
+    return write_film(tmp_path_factory.mktemp("long") / "long.avi", [frame] * 2000)
+
+
+def start(folder, film, trained, *options, **environment):
+    words = command("realtime_detect.py", "--source", film, "--model", trained, "--csv", "seen.csv", *options)
+    process = subprocess.Popen(
+        words, cwd=folder, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: (heed_ctrl_c(), signal.signal(signal.SIGHUP, signal.SIG_DFL)),
+    )  # fmt: skip
+    until = time.monotonic() + 30
+    while not (folder / "seen.csv").exists() or (folder / "seen.csv").read_bytes().count(b"\n") < 40:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(
+    "end, ending", [(signal.SIGTERM, ending) for ending in FILM_ENDINGS] + [(signal.SIGHUP, ".mp4")]
+)
+def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_film, end, ending):
+    process = start(tmp_path, long_film, trained, "--save", f"out{ending}", "--summary", "timeline.png")
+    process.send_signal(end)
+    said, error = process.communicate(timeout=30)
+    seen = rows(tmp_path / "seen.csv")
+    assert [int(row["frame"]) for row in seen] == list(range(len(seen))) and all(row["surprise"] for row in seen)
+    assert (process.returncode, error) == (0, "") and "Stopped." in said and "person 1" in said
+    with Source(tmp_path / f"out{ending}") as saved:
+        assert len(list(saved)) == len(seen) and saved.missing == 0
+    assert cv2.imread(str(tmp_path / "timeline.png")) is not None
+
+
+@pytest.mark.skipif(not shutil.which("Xvfb"), reason="needs Debian's package xvfb")
+def test_the_screen_goes_while_a_film_is_written(tmp_path, trained, long_film):
+    """The X server is killed: Qt would end the program at once, and leave the film without its index."""
+    reader, writer = os.pipe()
+    server = subprocess.Popen(["Xvfb", "-displayfd", str(writer)], pass_fds=[writer], stderr=subprocess.DEVNULL)
+    os.close(writer)
+    display = f":{os.read(reader, 10).decode().strip()}"
+    process = start(tmp_path, long_film, trained, "--save", "out.mp4", DISPLAY=display)
+    server.kill()
+    server.wait()
+    said, error = process.communicate(timeout=30)
+    assert one_line((process.returncode, said, error), "the screen that the window was on is gone") and "saved" in said
+    with Source(tmp_path / "out.mp4") as saved:
+        assert len(list(saved)) == len(rows(tmp_path / "seen.csv"))
+
+
+def test_a_timeline_with_a_formula_for_a_name(tmp_path):
+    """matplotlib takes what stands between dollars for one, and raised where it is none."""
+    summary = Summary()
+    for name in ("$\\frac{$.mp4", "b\n\udce9.mp4"):
+        for number in range(3):
+            faces = [SimpleNamespace(number=1, label="happy")]
+            summary.add(name, SimpleNamespace(number=number, seconds=number / 10), faces, still=False)
+    summary.draw(tmp_path / "timeline.png", {})
+    assert cv2.imread(str(tmp_path / "timeline.png")) is not None and "b\\n\\udce9.mp4, person 1" in summary.describe()
