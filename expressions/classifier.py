@@ -158,20 +158,17 @@ def check_size(network, config, labels, path):
     layers = list(layers_of(network))
     if len(layers) < len(list(described_layers(config))):
         raise UserError(f"{path}: describes layers that lead nowhere; don't use it")
-    shapes = []
 
     @functools.cache  # a network in a network may be used often
     def values(network):
         nodes = itertools.chain(*getattr(network, "_functional", network)._nodes_by_depth.values())
         used = [(node.operation, part.shape[1:]) for node in nodes for part in node.output_tensors]
-        shapes.extend(shape for _, shape in used)
         return sum(math.prod(shape) + (values(layer) if hasattr(layer, "layers") else 0) for layer, shape in used)
 
     windows = [getattr(layer, name, 1) for layer in layers for name in ("kernel_size", "pool_size", "dilation_rate")]
     if (
         network.count_params() > Path(path).stat().st_size  # a number takes a byte at least
         or values(network) > MOST_VALUES * takes[1] ** 2
-        or min(map(min, filter(None, shapes))) < 1
         or any(np.max(window) > takes[1] for window in windows)
     ):
         raise UserError(f"{path}: describes a network far larger than its weights or its input; don't use it")

@@ -379,6 +379,8 @@ OBJECTS = {
     "huge in chunks": (array(shape=(2**20, 2**20), dtype="f4", chunks=(64, 64)), MISSING),
     "compressed zeros": (array(data=np.zeros((5000, 5000), "f4"), compression="gzip"), MISSING),
     "a corrupt chunk": (corrupt_chunk, MISSING),
+    "never written": (array(shape=(50, 7), dtype="f4"), MISSING),
+    "in chunks": (array(data=np.ones((50, 7), "f4"), chunks=(50, 7), shuffle=True), MISSING),
     "without extent": (array(data=h5py.Empty("f4")), "not a whole|missing"),
     "references": (array(shape=(3,), dtype=h5py.ref_dtype), ELSE),
     "texts for numbers": (array(data=["a", "b"]), ELSE),
@@ -396,6 +398,23 @@ def test_objects(model, fault):
     damage, words = OBJECTS[fault]
     link(damage)(model)
     refused(model, words)
+
+
+def test_arrays_that_share_their_bytes(model):
+    """Each is in the file; all together are far more than it holds."""
+    with unsealed(model) as file:
+        first = file.create_dataset("first", data=np.zeros(100_000, np.float32))
+        file.flush()
+        place = first.id.get_offset()
+        for number in range(50):
+            file.create_dataset(f"another_{number}", (100_000,), np.float32)
+    nowhere, size = b"\xff" * 8, (400_000).to_bytes(8, "little")
+    content = model.read_bytes()
+    assert content.count(nowhere + size) == 50
+    model.write_bytes(content.replace(nowhere + size, place.to_bytes(8, "little") + size))
+    with h5py.File(model) as file:
+        assert file["another_7"].id.get_storage_size() == 400_000 and file["another_7"].id.get_offset() == place
+    refused(model, MISSING)
 
 
 @pytest.mark.parametrize("name", ["model_config", "facts"])
@@ -431,6 +450,14 @@ def submodels(config):
 def insert(*layers):
     def change(config):
         config["config"]["layers"][1:1] = layers
+
+    return change
+
+
+def insert_last(*layers):
+    def change(config):
+        named = [part | {"config": part["config"] | {"name": f"more_{number}"}} for number, part in enumerate(layers)]
+        config["config"]["layers"][-1:-1] = named
 
     return change
 
@@ -488,6 +515,20 @@ DESCRIBED = {
     "a Conv2D of 10**9": (replace("Conv2D", filters=HUGE, kernel_size=3), LARGE),
     "a wide window": (replace("Conv2D", filters=1, kernel_size=10**6, padding="same"), LARGE),
     "a Dense aside": (aside, "lead nowhere"),
+    "few values, many weights": (insert_last(*[layer("Dense", units=10**6)] * 2), LARGE),
+    "a pool larger than what is left": (
+        insert_last(layer("Reshape", target_shape=[5, 5, 2]), layer("MaxPooling2D", pool_size=40), layer("Flatten")),
+        "far larger|can't load",
+    ),
+    "padding of less than nothing": (
+        insert(
+            layer("ZeroPadding2D", padding=-30),
+            layer("GlobalMaxPooling2D"),
+            layer("Reshape", target_shape=[1, 1, 1]),
+            layer("ZeroPadding2D", padding=20),
+        ),
+        "far larger|can't load",
+    ),
     "orthogonal weights": (insert(layer("Dense", name="big", units=10**5, kernel_initializer="orthogonal")), LARGE),
     "padding of 10**6": (insert(layer("ZeroPadding2D", padding=10**6)), LARGE),
     "padding of 10**2": (insert(layer("ZeroPadding2D", padding=1500), layer("MaxPooling2D", pool_size=40)), LARGE),
