@@ -428,9 +428,7 @@ def crop(frame, box):
     A view; where the box reaches out of the frame a copy, in which the frame's border goes on, as in training.
     """
     height, width = frame.shape[:2]
-    left, top, right, bottom = box.x, box.y, box.x + box.width, box.y + box.height
-    inside = frame[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
-    if inside.shape[:2] == (box.height, box.width):
-        return inside
-    outside = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
-    return cv2.copyMakeBorder(inside, *outside, cv2.BORDER_REPLICATE)
+    rows, columns = np.arange(box.y, box.y + box.height), np.arange(box.x, box.x + box.width)
+    if rows[0] >= 0 and columns[0] >= 0 and rows[-1] < height and columns[-1] < width:
+        return frame[box.y : box.y + box.height, box.x : box.x + box.width]
+    return frame[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
