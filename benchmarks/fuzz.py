@@ -1,0 +1,97 @@
+"""Feed what reads other people's files with inputs that a fuzzer makes up, and keep those that it can't take.
+
+    pip install atheris
+    python benchmarks/fuzz.py csv --minutes 10       fer2013.csv and FER+ votes
+    python benchmarks/fuzz.py facts --minutes 10     what a model file says of itself, and of its network
+    python benchmarks/fuzz.py h5 --minutes 10        whole model files, as far as Keras isn't asked
+
+Each input must be read, or refused with a UserError, within ten seconds and two gigabytes. Atheris (libFuzzer) is
+guided by the lines of this project that an input reaches. Prints how many were tried; exit status 1 when one was not
+taken, which then lies in the working directory as crash-, timeout- or oom-something. Linux and macOS.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import atheris
+
+with atheris.instrument_imports(include=["expressions"]):
+    from expressions import EMOTIONS, UserError, classifier, dataset
+
+import h5py
+import numpy as np
+
+FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+PIXELS = " ".join(["7"] * 2304)
+FACTS = {"labels": list(EMOTIONS), "scaling": "unit", "temperature": 1.5, "seed": 0}
+
+
+def csv(data):
+    for name in ("fer2013.csv", "fer2013new.csv"):
+        (FOLDER / name).write_bytes(data)
+    for part in (FOLDER, FOLDER / "fer2013.csv"):
+        with contextlib.suppress(UserError):
+            dataset.load(part)
+
+
+def facts(data):
+    said, _, config = data.decode(errors="surrogateescape").partition("\n")
+    with contextlib.suppress(UserError):
+        classifier.describe(said, config, {}, "model.h5")
+
+
+def h5(data):
+    path = FOLDER / "model.h5"
+    path.write_bytes(data)
+    with contextlib.suppress(UserError):
+        classifier.read_model(path)
+
+
+def seeds(kind):
+    """Inputs to begin with, bytes: good ones."""
+    if kind == "csv":
+        votes = ",".join([*dataset.FERPLUS_COLUMNS, *dataset.FERPLUS_OTHERS])
+        return [
+            f"emotion,pixels,Usage\n0,{PIXELS},Training\n3,{PIXELS},PublicTest\n".encode(),
+            f"Usage,Image name,{votes}\nTraining,a.png,{','.join('1' * 10)}\n".encode(),
+        ]
+    layer = {"class_name": "Dense", "config": {"name": "dense", "units": 7, "activation": "softmax"}}
+    first = {"class_name": "InputLayer", "config": {"name": "input", "batch_shape": [None, 48, 48, 1]}}
+    flat = {"class_name": "Flatten", "config": {"name": "flat"}}
+    network = {"class_name": "Sequential", "config": {"name": "small", "layers": [first, flat, layer]}}
+    if kind == "facts":
+        return [f"{json.dumps(FACTS)}\n{json.dumps(network)}".encode()]
+    path = FOLDER / "seed.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"], file.attrs["facts"] = json.dumps(network), json.dumps(FACTS)
+        file["model_weights/dense/kernel"] = np.ones((8, 7), np.float16)
+        file["model_weights/dense/bias"] = np.zeros(7, np.float32)
+        file["model_weights"].attrs["layer_names"] = [b"flat", b"dense"]
+    return [path.read_bytes()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["csv", "facts", "h5"], help="what to make up")
+    parser.add_argument("--minutes", type=float, default=10, help="for how long (default: 10)")
+    options = parser.parse_args()
+    corpus = FOLDER / "corpus"
+    corpus.mkdir()
+    for number, seed in enumerate(seeds(options.kind)):
+        (corpus / str(number)).write_bytes(seed)
+    longest = max(map(len, seeds(options.kind)))
+    words = [sys.argv[0], str(corpus), f"-max_total_time={round(60 * options.minutes)}", "-timeout=10"]
+    words += ["-rss_limit_mb=2048", f"-max_len={2 * longest}", "-print_final_stats=1", "-seed=1"]
+    atheris.Setup(words, {"csv": csv, "facts": facts, "h5": h5}[options.kind])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
