@@ -321,8 +321,11 @@ def describe(facts, config, given, path):
         usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= facts.get("temperature", 1) <= 100
         usable = usable and isinstance(seed, int) and 0 <= seed < 2**32
         config = plain(config, path, itertools.count())
-        rows = [row["config"]["layers"] for row in (config, *described_layers(config)) if "layers" in row["config"]]
-        large = sum(map(len, rows)) > MOST_LAYERS or max(map(len, rows)) > MOST_IN_ROW
+        networks = [part for part in (config, *described_layers(config)) if "layers" in part["config"]]
+        lengths = [(len(part["config"]["layers"]), part["class_name"] == "Sequential") for part in networks]
+        large = sum(length for length, _ in lengths) > MOST_LAYERS or any(
+            row and length > MOST_IN_ROW for length, row in lengths
+        )
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         usable = False
     if not usable:

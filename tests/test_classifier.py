@@ -170,6 +170,20 @@ def test_a_functional_model_with_a_skip(tmp_path):
     np.testing.assert_allclose(classifier.probabilities([face]), expected, atol=1e-6)
 
 
+def test_a_deep_network_that_uses_a_layer_again_and_tells_no_size(tmp_path):
+    taken = given = keras.Input((None, None, 1))
+    relu = keras.layers.ReLU()
+    for _ in range(70):
+        given = relu(keras.layers.Conv2D(1, 1)(given))
+    inner = keras.Sequential([keras.Input((None, None, 1)), keras.layers.GlobalAveragePooling2D()])
+    built = keras.Model(taken, keras.layers.Dense(7)(inner(given)))
+    classifier = Classifier(save(built, tmp_path / "deep.h5"))
+    face = synthetic.draw_face("sad", np.random.default_rng(0))
+    assert classifier.size == 48
+    expected = np.exp(built(classifier.inputs([face])))
+    np.testing.assert_allclose(classifier.probabilities([face]), expected / expected.sum(), atol=1e-6)
+
+
 @pytest.mark.faults
 def test_outputs_that_are_no_numbers(model):
     classifier = Classifier(model)
