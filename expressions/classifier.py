@@ -124,12 +124,18 @@ def load_network(path, config, labels):
             aside.submit(build_empty).result()
         network = build()
         network.load_weights(path)
+        return completed(network, read_votes(path), labels, path)
     except UserError:
         raise
     except Exception as error:  # whatever Keras and its backend make of a damaged file
         first_line = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
-    votes = read_votes(path)
+
+
+def completed(network, votes, labels, path):
+    """Keras's `network`, its weights loaded, made to give logits, and the answers of the layer of `votes`, if any."""
+    import keras
+
     if not all(np.isfinite(weights).all() for weights in (*network.get_weights(), *(votes or ()))):
         raise UserError(f"{path}: some of its weights are no numbers but NaN or infinity; train it again")
     last, outputs = network.layers[-1], network.outputs[0]

@@ -129,6 +129,15 @@ def nan_votes(path):
     write_votes(path, np.full((50, 8), np.nan, np.float32), np.zeros(8, np.float32))
 
 
+def votes_on_anything(path):
+    """On a network whose last layer but one gives no row of features."""
+    flat = keras.layers.GlobalAveragePooling2D()
+    inner = keras.Sequential([keras.Input((48, 48, 1)), keras.layers.Conv2D(7, 3), flat])
+    keras.Sequential([keras.Input((48, 48, 1)), inner]).save(path)
+    write_facts(path, FACTS)
+    write_votes(path, np.zeros((1, 8), np.float32), np.zeros(8, np.float32))
+
+
 WHOLE = "not a whole .h5 file"
 FILES = {
     "empty": (cut(0), WHOLE),
@@ -144,6 +153,7 @@ FILES = {
     "no weights": (no_weights, "can't load"),
     "a changed weight": (flipped(KERNEL), "has changed since"),
     "NaN": (nan, "no numbers"),
+    "votes on anything": (votes_on_anything, "can't load|doesn't fit"),
     "NaN in the votes": (nan_votes, "no numbers"),
 }
 
