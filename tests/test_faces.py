@@ -53,6 +53,7 @@ def test_a_face_is_found_at_the_same_place_in_the_mirror_image(detector):
         assert abs(face.x - 350) < 10 and abs(face.y - 250) < 20 and face.weight > 2, (mirrored, face)
 
 
+@pytest.mark.faults
 def test_finds_nothing_where_nothing_is(detector):
     assert detector.detect(np.zeros((480, 640), np.uint8)) == []
     assert detector.detect(np.full((1, 1), 200, np.uint8)) == []
@@ -63,6 +64,7 @@ def test_crop_is_the_box():
     np.testing.assert_array_equal(crop(gray, Box(2, 3, 4, 5)), gray[3:8, 2:6])
 
 
+@pytest.mark.faults
 def test_says_what_is_wrong_with_the_cascade(tmp_path, monkeypatch):
     (tmp_path / "empty.xml").touch()
     (tmp_path / "other.xml").write_text('<?xml version="1.0"?><opencv_storage></opencv_storage>')

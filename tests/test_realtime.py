@@ -100,6 +100,7 @@ def test_a_film_s_results(tmp_path, trained, film):
         assert len(list(source)) == 20
 
 
+@pytest.mark.faults
 def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, trained, picture, film):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -140,6 +141,7 @@ def test_without_litert_keras_labels_the_faces_and_says_so(tmp_path, trained, pi
     assert compiled["confidence"] == pytest.approx(keras["confidence"], abs=1e-3)
 
 
+@pytest.mark.faults
 def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
     """A film so long that it is killed in the middle."""
     path = tmp_path / "long.avi"
@@ -238,6 +240,7 @@ def failing(case, tmp_path, trained, picture):
         "folder",
     ],
 )
+@pytest.mark.faults
 def test_what_a_user_can_get_wrong_is_one_line(case, tmp_path, trained, picture, frame, capfd, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -249,6 +252,7 @@ def test_what_a_user_can_get_wrong_is_one_line(case, tmp_path, trained, picture,
     np.testing.assert_array_equal(cv2.imread(str(picture)), frame)  # nothing was written over
 
 
+@pytest.mark.faults
 def test_opencv_5_without_the_cascade_class(trained, picture, capfd, monkeypatch):
     monkeypatch.delattr(cv2, "CascadeClassifier")
     assert realtime_detect.main(["--source", str(picture), "--model", str(trained)]) == 2
@@ -333,6 +337,7 @@ def test_the_keys_of_a_real_window(screen, trained, film, tmp_path):
 
 @needs_xvfb
 @pytest.mark.parametrize("way", ["q", "Escape", "close", "Ctrl-C"])
+@pytest.mark.faults
 def test_a_real_window_closes_on_a_real_key_or_its_x(screen, trained, picture, way):
     environment = os.environ | {"DISPLAY": screen}
     process = subprocess.Popen(

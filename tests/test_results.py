@@ -46,6 +46,7 @@ def test_a_row_a_face_a_frame(tmp_path, ending):
     assert float(last["confidence"]) == float(last["angry"]) == 0.5 and float(last["surprise"]) == 0
 
 
+@pytest.mark.faults
 def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
     path = tmp_path / "seen.csv"
     path.write_text("precious")
@@ -103,6 +104,7 @@ def test_the_timeline_shows_each_stretch_in_its_colour(tmp_path):
     assert happy > 1.5 * sad > 0  # 2.9 seconds against 1.4
 
 
+@pytest.mark.faults
 def test_a_timeline_of_nobody(tmp_path):
     Summary().draw(tmp_path / "timeline.png", {})
     assert cv2.imread(str(tmp_path / "timeline.png")) is not None

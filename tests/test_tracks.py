@@ -177,8 +177,19 @@ def test_the_same_film_gives_the_same_faces(detector, faces):
     assert follow(detector, film) == follow(detector, film)
 
 
+@pytest.mark.faults
 def test_a_frame_of_any_size(detector):
     for shape in ((1, 1), (480, 1), (20, 900), (2160, 3840)):
         tracker = Tracker(detector, LABELS)
         for number in range(12):
             assert tracker.find(cv2.resize(np.uint8([[100]]), shape[::-1]), number / RATE) == []
+
+
+@pytest.mark.faults
+def test_frames_of_another_size_are_another_scene(detector, faces):
+    """As when a stream comes back: at the same place of the picture, but not of the frame."""
+    tracker, large = Tracker(detector, LABELS), frame([(faces[0], 260, 180)])
+    small = cv2.resize(large, (320, 240), interpolation=cv2.INTER_AREA)
+    for number, gray in enumerate([large] * 5 + [small] * 5):
+        [track] = tracker.find(gray, number / RATE)
+    assert track.number == 2 and abs(track.box.x + track.box.width / 2 - 160) < 10

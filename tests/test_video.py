@@ -148,6 +148,7 @@ def test_a_phone_s_varying_rate_keeps_its_times(tmp_path, ending):
         assert len(list(source)) / source.rate == pytest.approx(2, abs=0.05)
 
 
+@pytest.mark.faults
 def test_frames_of_another_size_fit_into_the_video(tmp_path):
     source = film_source()
     with Recording(tmp_path / "out.avi", source) as recording:
@@ -176,6 +177,7 @@ def test_a_phone_s_film_is_turned_upright(tmp_path):
     assert frame.image[:70].mean() < 20 and frame.image[90:].mean() > 230  # its right is below now
 
 
+@pytest.mark.faults
 def test_a_broken_frame_in_a_film_is_skipped_and_counted(tmp_path):
     path = write_video(tmp_path / "film.avi")
     data = path.read_bytes()
@@ -189,6 +191,7 @@ def test_a_broken_frame_in_a_film_is_skipped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".avi", ".webm"])
+@pytest.mark.faults
 def test_a_film_that_was_cut_off_plays_to_where_it_is_whole(tmp_path, ending, capfd):
     path = write_video(tmp_path / f"film{ending}", rate=2)
     data = path.read_bytes()
@@ -247,6 +250,7 @@ def test_a_phone_s_photo_is_turned_upright(tmp_path):
     assert frame.image[:70].mean() < 10 and frame.image[90:].mean() > 240
 
 
+@pytest.mark.faults
 def test_says_why_a_source_can_t_be_opened(tmp_path, capfd):
     (tmp_path / "text.mp4").write_text("no film")
     (tmp_path / "text.png").write_text("no picture")
@@ -269,12 +273,14 @@ def test_says_why_a_source_can_t_be_opened(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.faults
 def test_odd_names_are_read_and_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("12:30.mp4", "100%d.mp4", "Käthe 图.webm", "-x.avi"):
         assert levels(write_video(Path(name))) == list(range(12))
 
 
+@pytest.mark.faults
 def test_says_why_a_file_can_t_be_written_and_leaves_others_alone(tmp_path):
     image = write_image(tmp_path / "me.png")
     other = write_image(tmp_path / "other.png", 50)
@@ -329,6 +335,7 @@ with Recording({str(path)!r}, source, overwrite=True) as recording:
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi"])
+@pytest.mark.faults
 def test_ctrl_c_leaves_a_whole_film(tmp_path, ending):
     path = write_video(tmp_path / f"film{ending}")
     write_until(path, signal.SIGINT)
@@ -339,6 +346,7 @@ def test_ctrl_c_leaves_a_whole_film(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi"])
 @pytest.mark.parametrize("end", [signal.SIGKILL, None], ids=["kill -9", "disk full"])
+@pytest.mark.faults
 def test_what_could_not_be_ended_lies_beside_the_good_old_film(tmp_path, end, ending):
     path = write_video(tmp_path / f"film{ending}")
     error = write_until(path, end)
@@ -351,6 +359,7 @@ def test_what_could_not_be_ended_lies_beside_the_good_old_film(tmp_path, end, en
 
 
 @pytest.mark.parametrize("display", ["", ":987", "nowhere:1", "nonsense"])
+@pytest.mark.faults
 def test_a_window_without_a_screen(monkeypatch, display):
     monkeypatch.setenv("DISPLAY", display)
     monkeypatch.setattr("sys.platform", "linux")
