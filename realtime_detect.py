@@ -22,7 +22,7 @@ import cv2
 from tqdm import tqdm
 
 from expressions import UserError, compiled, heed_ends, overlay, printable
-from expressions.classifier import Classifier, read_facts
+from expressions.classifier import Classifier
 from expressions.faces import FaceDetector, Tracker, crop
 from expressions.results import Summary, Table
 from expressions.video import CODECS, Recording, Source, Window, expand, has_display, parse_size
@@ -42,7 +42,7 @@ class Labeller:
 
     def __init__(self, model=MODEL, cascade=CASCADE, votes=False):
         self.detector, self.votes = FaceDetector(cascade), votes
-        network = compiled.load(model, len(read_facts(model)["labels"]))
+        network = compiled.load(model)
         self.classifier = Classifier(model, network)
         if votes and not self.classifier.votes:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")

@@ -203,8 +203,8 @@ def load_data(options):
         name, epochs = "synthetic_model.h5", SYNTHETIC_EPOCHS  # never over the model that was trained on real faces
     options.model = options.model or HERE / "models" / name
     options.epochs = options.epochs or epochs
-    if options.model.suffix != ".h5" or options.model.is_dir():
-        raise UserError(f"--model {options.model}: takes a file whose name ends in .h5")
+    if options.model.suffix != ".h5" or options.model.stem.endswith(".weights") or options.model.is_dir():
+        raise UserError(f"--model {options.model}: takes a file whose name ends in .h5, and not in .weights.h5")
     if options.show and options.show not in data.labels:
         raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(data.labels)}")
     describe_data(data)

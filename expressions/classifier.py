@@ -3,6 +3,7 @@
 The facts travel inside the .h5, as JSON in the attribute `facts` of its root; nothing is inferred from a file name.
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -10,6 +11,8 @@ import itertools
 import json
 import math
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,6 +48,7 @@ SCALINGS = {
         (pixels - pixels.mean(axis=(1, 2), keepdims=True)) / np.maximum(pixels.std(axis=(1, 2), keepdims=True), 1e-6)
     ),
 }
+CHECKED_IN, CHECKED_WITH = 30, 2**32  # seconds and bytes of memory that the check of a file may take
 BATCH_PIXELS = MOST_SIZE**2  # in one call; with MOST_VALUES it bounds the memory, to 2 GB
 
 
@@ -52,16 +56,16 @@ class Classifier:
     """A trained network, ready to tell the expression of faces.
 
     path: the .h5 file. network: what stands in for Keras's model of that file, such as the same network compiled
-    (expressions/compiled.py): with its input_shape, output_shape and predict_on_batch. given: facts for a file that
-    tells nothing of itself, such as one from another program, or in the place of what it tells: labels, scaling, as in
-    `write_facts`.
+    (expressions/compiled.py): with its facts, input_shape, output_shape and predict_on_batch. given: facts for a file
+    that tells nothing of itself, such as one from another program, or in the place of what it tells: labels, scaling,
+    as in `write_facts`.
     facts: what the file says of itself. labels: class names in the order of the probabilities. votes: whether the
     network also predicts how taggers vote.
     Raises UserError when the file is missing, damaged, unsafe, or doesn't say what it needs.
     """
 
     def __init__(self, path, network=None, **given):
-        self.facts, config = read_model(path, **given)
+        self.facts, config = (network.facts, None) if network else read_model(path, **given)
         self.labels = tuple(self.facts["labels"])
         self.network = network or load_network(path, config, self.labels)
         self.size, self.channels = self.network.input_shape[2:]
@@ -234,20 +238,23 @@ def halve(path):
 
     Keras reads them into float32 again, and computes with those."""
     partial = Path(path).with_suffix(".halved")
-    with h5py.File(path) as file, h5py.File(partial, "w") as halved:
+    try:
+        with h5py.File(path) as file, h5py.File(partial, "w") as halved:
 
-        def copy(name, item):
-            if isinstance(item, h5py.Group):
-                copied = halved.create_group(name)
-            else:
-                values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
-                copied = halved.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
-            copied.attrs.update(item.attrs)
+            def copy(name, item):
+                if isinstance(item, h5py.Group):
+                    copied = halved.create_group(name)
+                else:
+                    values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
+                    copied = halved.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
+                copied.attrs.update(item.attrs)
 
-        halved.attrs.update(file.attrs)
-        file.visititems(copy)
-        halved.attrs["digest"] = digest(halved)
-    os.replace(partial, path)
+            halved.attrs.update(file.attrs)
+            file.visititems(copy)
+            halved.attrs["digest"] = digest(halved)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # where the disk is full
 
 
 def read_votes(path):
@@ -274,6 +281,34 @@ def read_model(path, **given):
     Raises UserError when it is missing, damaged, no Keras model, too large, holds a layer that is not on the list,
     refers to other files, or tells no labels or scaling.
     """
+    # in a process of its own: on some damaged files HDF5's library crashes, never ends, or takes any memory
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from expressions import classifier; classifier.answer()"
+    words = [sys.executable, "-c", code, str(Path(__file__).parents[1]), os.path.abspath(path), json.dumps(given)]
+    try:
+        checked = subprocess.run(words, capture_output=True, timeout=CHECKED_IN)
+        said = json.loads(checked.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        said = f"{path}: not a whole .h5 file; copy or train it again"
+    if isinstance(said, str):
+        raise UserError(said.replace(os.path.abspath(path), str(path)))
+    return said
+
+
+def answer():
+    """What the process does that `read_model` starts: write `inspect`'s answer to standard output, as JSON."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (CHECKED_WITH,) * 2)
+    path, given = sys.argv[2:]
+    try:
+        print(json.dumps(inspect(path, **json.loads(given))))
+    except UserError as error:
+        print(json.dumps(str(error)))
+
+
+def inspect(path, **given):
+    """As `read_model`, in this process."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such model file; train one with train.py, or name another one")

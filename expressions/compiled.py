@@ -6,6 +6,7 @@ the .h5 that it was made from, so that another model never meets a stale one.
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -21,11 +22,12 @@ SAMPLES = 64  # pictures that both have to agree on
 
 
 class CompiledNetwork:
-    """What `Classifier` needs of a network, done by LiteRT. content: a LiteRT file, bytes.
+    """What `Classifier` needs of a network, done by LiteRT. content: a LiteRT file, bytes. facts: of the .h5.
 
     input_shape, output_shape: as Keras has them. Raises ImportError without LiteRT, ValueError for another content."""
 
-    def __init__(self, content):
+    def __init__(self, content, facts):
+        self.facts = facts
         from ai_edge_litert.interpreter import Interpreter  # here, for the program works without it
 
         # a thread more than there are cores for this program makes it slower; more than four do not pay
@@ -48,8 +50,8 @@ class CompiledNetwork:
         return self.interpreter.get_tensor(self.output)
 
 
-def load(model, classes):
-    """The compiled network of the .h5 file `model`, checked before, that tells so many classes, as a CompiledNetwork.
+def load(model):
+    """The compiled network of the .h5 file `model`, which was checked when it was compiled, as a CompiledNetwork.
 
     None when there is none, it is damaged, or LiteRT is missing."""
     try:
@@ -57,12 +59,12 @@ def load(model, classes):
         content = kept.read_bytes()
         if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:  # LiteRT may crash on a damaged one
             return None
-        network = CompiledNetwork(content[DIGEST:])
+        facts, _, content = content[DIGEST:].partition(b"\n")
+        network = CompiledNetwork(content, json.loads(facts))
         os.utime(kept)  # used just now
+        return network
     except (ImportError, OSError, ValueError, RuntimeError):
         return None
-    fits = network.output_shape[1:] in ((classes,), (2 * classes + 1,)) and len(network.input_shape) == 4
-    return network if fits else None
 
 
 def build(classifier, model):
@@ -75,7 +77,7 @@ def build(classifier, model):
 
         with quiet():
             content = tensorflow.lite.TFLiteConverter.from_keras_model(classifier.network).convert()
-        compiled = CompiledNetwork(content)
+        compiled = CompiledNetwork(content, classifier.facts)
     except Exception:  # whatever the converter makes of a network, or of another backend of Keras
         return None
     # enlarged to a face's size, these are soft blobs; on mere noise networks are certain, and so hard to tell apart
@@ -90,7 +92,8 @@ def build(classifier, model):
         target = place(model)
         partial = target.with_suffix(f".{os.getpid()}")
         try:
-            partial.write_bytes(hashlib.sha256(content).digest() + content)
+            kept = json.dumps(classifier.facts).encode() + b"\n" + content
+            partial.write_bytes(hashlib.sha256(kept).digest() + kept)
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -100,7 +103,7 @@ def build(classifier, model):
 
 
 def place(model):
-    """Where the compiled network of the .h5 file `model` is kept, with its own SHA-256 before it.
+    """Where the compiled network of the .h5 file `model` is kept, after the SHA-256 of all else and the facts.
 
     Makes the folder. Raises OSError, or RuntimeError where the user has no home."""
     variable, usual = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}.get(

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import expressions  # noqa: F401  before OpenCV, as in the programs, for it bounds what OpenCV unpacks
@@ -16,6 +17,8 @@ import pytest
 
 from expressions import EMOTIONS, synthetic
 
+CACHE = tempfile.TemporaryDirectory()  # in the place of the user's own
+os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), CACHE.name)
 ROOT = Path(__file__).resolve().parent.parent
 # before a command: takes from root what lets it read and write everything
 WITHOUT_PRIVILEGES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if shutil.which("setpriv") else []

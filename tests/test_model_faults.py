@@ -1,9 +1,11 @@
 """Damaged, unfit and hostile model files: each ends in one clear line, soon, in little memory, and runs no code."""
 
+import base64
 import json
 import shutil
 import sys
 import time
+import zlib
 
 import h5py
 import keras
@@ -12,7 +14,7 @@ import pytest
 
 import realtime_detect
 import train
-from expressions import EMOTIONS, UserError
+from expressions import EMOTIONS, UserError, classifier
 from expressions.classifier import Classifier, write_facts, write_votes
 
 pytestmark = pytest.mark.faults
@@ -598,3 +600,46 @@ def test_the_scripts_say_it_in_one_line_and_end_with_2(model, fault, capsys):
         assert main([*arguments, str(model)]) == 2
         said = capsys.readouterr()
         assert not said.out and said.err.count("\n") == 1 and words in said.err
+
+
+# found by benchmarks/fuzz.py: HDF5's library never ends when it reads an attribute of this file
+ENDLESS = (
+    "c-rk+UuzRV5Z}Ed<_IlKp-?M==M^;%eGv+Z_)xK}Clo8z2cbyZB%9>$vN>~i+ER-8R=<UhKKe0y^dt0})cu>@U6T}SutMh-"
+    "!racx&h5_4%pSM<&0F7`t=y;}0oz7JR7Gi=XxO!E+sNN(iZwmb^oM2mMJc<k`BiP-DX8{O&42xBV?$`4<S-"
+    "nFqlk?FR}tRElb3?N(QOk?zpSiYuiv6U{S);&-"
+    "8f3c<=S7~cV5S9KCWkwr{jATE%2yR_igrB+wTbe62`J;bvOn)lP9bAG?=lpx2CVJNqcS5l;c0o&ev2@Sdw2-"
+    "GHh(C#KjiQ<WCu)k?jKatk9fy=8&Z`wo*csIV~^o9zt$e%Al>EL;;&e66QR(cd2oM`HV)@pD*{a_3FI(bG!`o2kOsh{V}VgSI+9SD2r$+KfMdbFV"
+    "4iTsYl*z)$T4|%>J{d+gms_p-"
+    "g?^IB=T*iK03qJ?cJk+#UKMp)B@E;I25Xs&|}!;2MRfM*=Ae$UYrJoVA;`@tlQ8yd}hAZ1_S!$QmSWcI#1>go3}zk|0=dRv)VW{kMmQD^A|{W<cV"
+    "YvN4w1T<VVMwl1FAh)xYIYZ+O>{8-"
+    "HB0l((;+5bplzt7~X`|Y?#_PA+2C{v4v^;!BcAPpKwf4GEo2K&Nb%a1xqB&XV@M7o2|HIy<&lX#%q9FdkJ$sio~d?=8P001D3ofq5dVyQ4MD96QY"
+    "LAOha*2>_kNjUFCuyzMt1Ob-@2s;1(002w{kN@!x000000KlaKJ{wI3@Yx733FFQ$9Od@!-"
+    "qQi20YVL*MCm+Sn^Jy%FK6?6TKkAsqfT1Gec$lzWPRiB-"
+    "v#hp8fVX^s7%0EG0ZY^_B_fhq?RTJE!t@DvzCuPj}qz>yO|ro(SPL+v!9<|XJ=4X`)39%@Hxrdbh%qC%K}=$X!N-t?MJi!Y-"
+    "lkRltt;c)3ylFKZSl7^Z"
+)
+
+
+def test_a_file_that_hdf5_never_ends_to_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "CHECKED_IN", 3)
+    path = tmp_path / "model.h5"
+    path.write_bytes(zlib.decompress(base64.b85decode(ENDLESS)))
+    refused(path, "not a whole .h5 file")
+
+
+def test_the_check_of_a_file_has_bounded_memory(model, monkeypatch):
+    """As where HDF5 believes a damaged file that tells it to take any."""
+    monkeypatch.setattr(classifier.subprocess, "run", greedy(classifier.subprocess.run))
+    refused(model, "not a whole .h5 file")
+
+
+def greedy(run):
+    """subprocess.run, whose program takes eight gigabytes before it checks the file."""
+
+    def changed(words, **options):
+        python, c, code, *rest = words
+        take = "classifier.inspect = lambda *_, **__: [len(bytearray(2**33)), {}]; "
+        code = code.replace("classifier.answer()", f"{take}classifier.answer()")
+        return run([python, c, code, *rest], **options)
+
+    return changed
