@@ -209,20 +209,23 @@ def has_columns(path, *columns):
         return False
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            names = [name.strip(' "\n') for name in file.readline(1000).split(",")]
-    except OSError:
+            names = next(csv.reader([file.readline(1000)], skipinitialspace=True), ())
+    except (OSError, csv.Error):
         return False
-    return set(columns) <= set(names)
+    return set(columns) <= {name.strip() for name in names}
 
 
-def read_rows(path):
-    """The rows of a CSV file in turn, as dictionaries of text by column. Raises UserError when it is damaged.
+def read_rows(path, *columns):
+    """The rows of a CSV file in turn, as dictionaries of text by column. Raises UserError when it is damaged, or lacks
+    one of `columns`.
 
     One is in memory at a time, and at most LONGEST_LINE characters of it."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(iter(lambda: file.readline(LONGEST_LINE), ""), skipinitialspace=True)
         try:
-            reader.fieldnames = [name.strip() for name in reader.fieldnames]
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            if not set(columns) <= set(reader.fieldnames):
+                raise UserError(f"{path}: its first line is damaged; download it again")
             for number, row in enumerate(reader, 1):
                 if None in row:
                     raise UserError(f"{path}: data row {number} has more fields than the first line; download it again")
@@ -237,13 +240,14 @@ def read_votes(folders):
     Returns a DataFrame: Usage, and the share of the taggers, 0 to 1, for each of VOTES; its index the image names.
     Rows are those of fer2013.csv, in the same order. None where there is no such file."""
     columns = [*FERPLUS_COLUMNS, *FERPLUS_OTHERS]
+    all_columns = ["Usage", "Image name", *columns]
     tables = sorted(file for folder in folders for file in folder.glob("*.csv"))
-    found = [file for file in tables if has_columns(file, "Usage", "Image name", *columns)]
+    found = [file for file in tables if has_columns(file, *all_columns)]
     if not found:
         return None
     if len(found) > 1:
         raise UserError(f"several files of FER+ votes: {', '.join(map(str, found))}; keep one of them")
-    table = pd.DataFrame(read_rows(found[0]), columns=["Usage", "Image name", *columns])
+    table = pd.DataFrame(read_rows(found[0], *all_columns), columns=all_columns)
     votes = table[columns].apply(pd.to_numeric, errors="coerce")
     counted = ((votes >= 0) & np.isfinite(votes)).all(axis=1).to_numpy()
     if not counted.all():
@@ -259,7 +263,7 @@ def read_csv(path, votes):
     """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers), Usage; join votes by the
     number of the row."""
     images, labels, usages = [], [], []
-    for number, row in enumerate(read_rows(path), 1):
+    for number, row in enumerate(read_rows(path, *CSV_COLUMNS), 1):
         usage = row.get("Usage", "Training")
         try:
             pixels = np.array((row["pixels"] or "").split(), dtype=np.int64)

@@ -106,6 +106,8 @@ TABLES = {
     "no rows": ([], HEADER, "no training image"),
     "no pixels": (["0,Training"], "emotion,Usage", "no table"),
     "other names": (GOOD_ROWS, "label,pixels,Usage", "no table"),
+    "an open quotation in the first line": (GOOD_ROWS, 'emotion,pixels"', "no table"),
+    "a first line without end": (GOOD_ROWS, f"{'x' * 985},emotion,pixels of it", "its first line is damaged"),
     "semicolons": ([row.replace(",", ";") for row in GOOD_ROWS], "emotion;pixels;Usage", "no table"),
     "too few pixels": (["0,1 2 3,Training"], HEADER, "data row 1: pixels"),
     "too many pixels": ([*GOOD_ROWS, f"0,{PIXELS} 7,Training"], HEADER, "data row 15: pixels"),
