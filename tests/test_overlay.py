@@ -82,3 +82,15 @@ def test_the_line_of_keys_stands_whole_in_the_lower_left_corner(size):
     overlay.write_line(picture, "25 frames/s   q quit  s save  p pause  b bars  m mirror  h hide")
     drawn = (picture > 0).any(axis=2)
     assert drawn[-1, 0] and not drawn[: size[0] // 2].any() and not drawn[:, -1].any() and drawn.any(axis=0).sum() > 200
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (4320, 7680)])
+def test_any_box_is_drawn_on_any_frame(size):
+    """Boxes that lie outside, or that are larger than the frame, on frames with no room for a word."""
+    for box in (Box(0, 0, 1, 1), Box(-50, -40, 100, 100), Box(size[1] - 5, 0, 300, 300), Box(-9, 0, 10**6, 10**6)):
+        picture = overlay.draw(
+            np.zeros((*size, 3), np.uint8), [Face(box, "happy", 1.0, 1, np.full(7, 1 / 7))], EMOTIONS
+        )
+        overlay.write_line(picture, "25 frames/s   q quit")
+        assert picture.shape == (*size, 3)
