@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chat
 import cv2
 from tqdm import tqdm
 
-from expressions import UserError, compiled, heed_ends, overlay, printable
+from expressions import UserError, as_program, compiled, overlay, printable
 from expressions.classifier import Classifier
 from expressions.faces import FaceDetector, Tracker, crop
 from expressions.results import Summary, Table
@@ -79,26 +79,13 @@ class Labeller:
 
 
 def main(arguments=None):
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by what started the program
-            setattr(sys, name, open(os.devnull, "w"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # for names that the terminal has no letters for
+    return as_program(attempt, arguments)
+
+
+def attempt(arguments):
     options = parse(arguments)
-    heed_ends()
     try:
-        return attempt(options)
-    except BrokenPipeError:  # who read what is said here has left, as `head` does
-        for stream in (sys.stdout, sys.stderr):  # else Python would complain of it at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 141  # as of other programs, which the signal SIGPIPE, 13, ends
-
-
-def attempt(options):
-    """Do what the user asked for, or say why not. Returns the exit status. Raises BrokenPipeError if nobody listens."""
-    try:
-        failed = detect(options)
-        sys.stdout.flush()
-        return 2 if failed else 0
+        return 2 if detect(options) else 0
     except BrokenPipeError:
         raise
     except (UserError, OSError) as error:

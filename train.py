@@ -32,7 +32,7 @@ with quiet():  # its greeting as well
     import keras
     from keras import callbacks, layers
 
-from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, dataset, heed_ends, printable, report, synthetic, video
+from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, as_program, dataset, printable, report, synthetic, video
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch, run_folder
 from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
@@ -108,8 +108,11 @@ def normalised():
 
 
 def main(arguments=None):
+    return as_program(attempt, arguments)
+
+
+def attempt(arguments):
     options = parse(arguments)
-    heed_ends()
     try:
         if options.evaluate:
             evaluate(options)
@@ -117,6 +120,8 @@ def main(arguments=None):
             data = load_data(options)
             with run_folder(options.model) as folder:
                 train(data, options, folder)
+    except BrokenPipeError:
+        raise
     except (UserError, OSError) as error:
         full = getattr(error, "errno", None) == 28 or "errno = 28" in str(error)  # ENOSPC, of Python and of HDF5
         said = (

@@ -8,6 +8,7 @@ saw in training.
 import contextlib
 import os
 import signal
+import sys
 
 MOST_PIXELS = 2**27  # of a picture: a small file may unpack to one that no memory holds
 MOST_BYTES = 2**29  # of its file
@@ -32,18 +33,36 @@ def printable(text):
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))
 
 
-def heed_ends():
-    """Make a program that is asked to end, or whose terminal is closed, end as after Ctrl-C: by a KeyboardInterrupt."""
+def as_program(work, arguments):
+    """The exit status that `work(arguments)` returns, whatever its terminal is like and does.
+
+    Asked to end, or its terminal closed, it ends as after Ctrl-C: by a KeyboardInterrupt. What the terminal has no
+    letters for becomes its code. Once nobody reads any more what it prints, it ends quietly."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by what started the program
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     for name in ("SIGTERM", "SIGHUP"):  # nohup has the program deaf to the second
         number = getattr(signal, name, None)  # Windows has no such
         if number and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+    try:
+        status = work(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `head` has read enough
+        for stream in (sys.stdout, sys.stderr):  # else Python would complain of it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141  # as of other programs, which the signal SIGPIPE, 13, ends
 
 
 @contextlib.contextmanager
 def quiet():
     """Keep from the screen what libraries tell of themselves there, also those that aren't written in Python."""
-    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    kept = {}
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):  # closed by what started the program
+            kept[stream] = os.dup(stream)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         for stream in kept:
             os.dup2(nowhere.fileno(), stream)

@@ -262,3 +262,24 @@ def test_a_place_that_is_none_for_a_model(tmp_path, data_folder, capsys, case):
         (model.with_suffix("") / "thesis.txt").write_text("mine")
     refused(capsys, words(data_folder, model), f"--model {model}")
     assert not (tmp_path / "model").is_file() or (tmp_path / "model").read_text() == "mine"
+
+
+def shell(line, *arguments):
+    words = ["bash", "-o", "pipefail", "-c", line, "bash", *command("train.py", *arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+
+
+def test_nobody_reads_what_is_printed(tmp_path, data_folder):
+    result = shell('"$@" | head -1', *words(data_folder, tmp_path / "model.h5", epochs=100))
+    assert (result.returncode, result.stdout.count("\n"), result.stderr) == (141, 1, "")
+
+
+def test_a_terminal_that_is_closed_from_the_start(tmp_path, data_folder):
+    result = shell('"$@" >&- 2>&-', *words(data_folder, tmp_path / "model.h5", epochs=1))
+    assert result.returncode == 0 and (tmp_path / "model.h5").exists()
+
+
+def test_a_terminal_without_the_letters_of_a_name(tmp_path):
+    data = write_data(tmp_path / "data", {"train": 2, "validation": 1}, labels=("froh", "m\u00fcde"))
+    result = shell('LC_ALL=C PYTHONIOENCODING=ascii "$@"', *words(data, tmp_path / "model.h5", epochs=1))
+    assert result.returncode == 0 and "m\\xfcde" in result.stdout, result.stderr
