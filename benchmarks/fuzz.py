@@ -5,7 +5,7 @@
     python benchmarks/fuzz.py facts --minutes 10     what a model file says of itself, and of its network
     python benchmarks/fuzz.py h5 --minutes 10        whole model files, as far as Keras isn't asked
 
-Each input must be read, or refused with a UserError, within ten seconds and two gigabytes. Atheris (libFuzzer) is
+Each input must be read, or refused with a UserError, within three seconds and two gigabytes. Atheris (libFuzzer) is
 guided by the lines of this project that an input reaches. What isn't taken lies in the working directory as crash-,
 timeout- or oom-something. Prints how many inputs were tried, and in how many HDF5's library crashed or never ended:
 the program checks model files in a process of their own. Exit status 1 when the fault is not HDF5's. Linux and macOS.
@@ -88,7 +88,7 @@ def fuzz(kind, seconds, seed):
     good = seeds(kind)
     for number, content in enumerate(good):
         (corpus / str(number)).write_bytes(content)
-    words = [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=10"]
+    words = [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=3"]
     words += ["-rss_limit_mb=2048", f"-max_len={2 * max(map(len, good))}", "-print_final_stats=1"]
     atheris.Setup(words, {"csv": csv, "facts": facts, "h5": h5}[kind])
     atheris.Fuzz()
