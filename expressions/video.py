@@ -1,5 +1,6 @@
 """Frames in and out: cameras, live streams, video files and images; a window; annotated files."""
 
+import ctypes
 import glob
 import os
 import re
@@ -35,6 +36,8 @@ STALLED_AFTER = 2  # seconds without a frame until it is opened again
 SPARED = 2**20  # bytes of a disk that a recording leaves free, for a film needs some to be ended well
 SHORTEST_STEP, LONGEST_STEP = 0.001, 600  # seconds from one frame of a film to the next; it may say what it will
 BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live source is lost, a file at its end
+# glibc's malloc_trim, where this is the C library
+GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 ADDRESS = re.compile("[a-z][a-z0-9+.-]+://[^/?#]*([^?#]*)", re.IGNORECASE)  # with its path
 # how to open a camera: what OpenCV takes by itself needs half a minute on Windows
@@ -144,7 +147,8 @@ class Source:
         if self.reader:
             self.reader.join(0.5)  # stuck in a read it is left alone; it ends by itself, or with the program
         elif self.capture:
-            self.capture.release()
+            release(self.capture)
+        self.frames, self.first, self.newest = iter(()), None, None  # which lead back to this, and would stay for long
 
     def fail(self, what):
         if self.camera:
@@ -256,10 +260,18 @@ class Source:
                 continue
             broken += 1
             if broken > BROKEN_LIVE or time.perf_counter() - heard > STALLED_AFTER:
-                capture.release()
+                release(capture)
                 self.closing.wait(0.2)
                 capture, broken, heard = self.open(), 0, time.perf_counter()
-        capture.release()
+        release(capture)
+
+
+def release(capture):
+    """Close a cv2.VideoCapture, and hand its memory back to the system: Linux's C library would keep most of it, and
+    take more for the next one."""
+    capture.release()
+    if GIVE_BACK:
+        GIVE_BACK(0)
 
 
 def has_display():

@@ -1,5 +1,6 @@
 """Cameras and live streams: real servers on loopback, and a stand-in for a camera."""
 
+import gc
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -130,6 +132,22 @@ def test_the_lag_of_a_slow_program_does_not_grow(camera, monkeypatch):
     assert numbers == sorted(set(numbers))
     assert opened[0][2][-2:] == [cv2.CAP_PROP_N_THREADS, 1]  # 16 threads for H.264 held back half a second
     assert source.dropped == pytest.approx(numbers[-1] - numbers[0] + 1 - len(numbers), abs=1)
+
+
+@pytest.mark.faults
+def test_a_source_that_is_closed_leaves_no_frames_behind(camera):
+    """Not until Python looks for circles, which it seldom does: a camera that is lost often would fill the memory."""
+    gc.disable()
+    try:
+        with Source(camera.address("steady")) as source:
+            for frame in source:
+                if frame.number == 2:
+                    break
+        gone = weakref.ref(source)
+        del source, frame
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.faults
