@@ -70,6 +70,41 @@ class Stopwatch(keras.callbacks.Callback):
         logs["seconds"] = round(time.perf_counter() - self.start, 2)
 
 
+class WeightAverage(keras.callbacks.Callback):
+    """Validate and save, after each epoch, the mean of the weights that the epochs so far ended with: stochastic weight
+    averaging (Izmailov et al. 2018, arXiv:1803.05407). Training goes on from those that the latest epoch ended with.
+
+    images: the training images, float32 (n, height, width, channels), in which batch normalisation's means and
+    variances are measured anew for those weights, as in that paper; MEASURED of them do.
+    """
+
+    MEASURED = 6144
+
+    def __init__(self, images):
+        super().__init__()
+        self.images, self.count, self.mean, self.latest = images, 0, None, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.latest:
+            self.model.set_weights(self.latest)
+
+    def on_test_begin(self, logs=None):
+        """The epoch's training is done, its validation begins."""
+        self.latest, self.count = self.model.get_weights(), self.count + 1
+        before = self.mean or self.latest
+        self.mean = [old + (new - old) / self.count for old, new in zip(before, self.latest, strict=True)]
+        self.model.set_weights(self.mean)
+        layers = [layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        momentums = [layer.momentum for layer in layers]
+        picked = np.random.default_rng(0).permutation(len(self.images))[: self.MEASURED]
+        for number, rows in enumerate(np.array_split(picked, -(-len(picked) // 128))):
+            for layer in layers:
+                layer.momentum = number / (number + 1)  # the mean of all batches
+            self.model(self.images[rows, :, :: 1 - 2 * (number % 2)], training=True)  # every other one mirrored
+        for layer, momentum in zip(layers, momentums, strict=True):
+            layer.momentum = momentum
+
+
 class Backup(keras.callbacks.Callback):
     """Save the state of a run after every epoch, so that a killed run goes on as if nothing had happened.
 
@@ -79,11 +114,12 @@ class Backup(keras.callbacks.Callback):
 
     path: the .npz file. settings: what a resumed run must have in common with this one (JSON values).
     callbacks: those that remember something. history: the path of CSVLogger's file. images: the training iterator.
+    average: the run's WeightAverage, if it has one.
     """
 
-    def __init__(self, path, settings, callbacks, history, images):
+    def __init__(self, path, settings, callbacks, history, images, average=None):
         super().__init__()
-        self.path, self.settings, self.callbacks = Path(path), settings, callbacks
+        self.path, self.settings, self.callbacks, self.average = Path(path), settings, callbacks, average
         self.history, self.images = Path(history), images
         self.memory, self.started = None, time.strftime("%Y-%m-%d %H:%M:%S")
 
@@ -110,6 +146,11 @@ class Backup(keras.callbacks.Callback):
             before = ", ".join(f"{name} was {state['settings'].get(name)}" for name in changed)
             raise UserError(f"{self.path}: can't resume with other settings ({before}); use the same, or start anew")
         network.optimizer.build(network.trainable_variables)
+        if self.average:
+            *values, done = values
+            count, self.average.count = len(network.weights), int(done)
+            self.average.mean, self.average.latest = values[-2 * count : -count], values[-count:]
+            values = values[: -2 * count]
         try:
             for variable, value in zip(self.variables(network), values, strict=True):
                 variable.assign(value)
@@ -153,7 +194,9 @@ class Backup(keras.callbacks.Callback):
             {name: plain(getattr(callback, name)) for name in MEMORY if hasattr(callback, name)}
             for callback in self.callbacks
         ]
-        variables = self.variables(self.model)
+        values = [keras.ops.convert_to_numpy(variable) for variable in self.variables(self.model)]
+        if self.average:
+            values += [*self.average.mean, *self.average.latest, self.average.count]
         state = {
             "settings": self.settings,
             "started": self.started,
@@ -161,9 +204,9 @@ class Backup(keras.callbacks.Callback):
             "ended": bool(self.model.stop_training),
             "memory": memory,
             "history": self.history.read_text(encoding="utf-8"),
-            "variables": len(variables),
+            "variables": len(values),
         }
-        values = {f"variable{index}": keras.ops.convert_to_numpy(value) for index, value in enumerate(variables)}
+        values = {f"variable{index}": value for index, value in enumerate(values)}
         partial = self.path.with_suffix(".partial.npz")
         np.savez(partial, state=np.array(json.dumps(state)), **values)
         os.replace(partial, self.path)

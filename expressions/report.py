@@ -299,7 +299,7 @@ Most frequent confusions: {confusions}.
 
 {epochs} epochs in {minutes:.0f} minutes, the best of them epoch {best_epoch}, on {machine}; batch size {batch_size};
 computed in {precision}.
-Its teachers: {teachers}. {versions}.
+It began with: {start}. Its teachers: {teachers}. {versions}.
 
 Data: {data}, fingerprint `{fingerprint}`.
 
@@ -326,16 +326,18 @@ def card(facts, data, evaluations, megabytes, history):
     pairs = sorted(((count, *place) for place, count in np.ndenumerate(confusion) if count), reverse=True)[:4]
     results = pd.DataFrame({name: each.figures() for name, each in evaluations.items()})
     return CARD.format(
-        **facts | {"labels": ", ".join(facts["labels"]), "teachers": ", ".join(facts["teachers"]) or "none"},
+        **facts
+        | {"labels": ", ".join(facts["labels"]), "teachers": ", ".join(facts["teachers"]) or "none"}
+        | {"start": facts["start"] or "random weights"},
         megabytes=megabytes,
         n=len(first.truth),
         results=markdown(results),
         per_class=markdown(first.table()),
         confusions=", ".join(f"{first.labels[true]} taken for {first.labels[taken]} ({n})" for n, true, taken in pairs)
         or "none",
-        epochs=len(history),
+        epochs=history["epoch"].max() + 1,
         minutes=history["seconds"].sum() / 60,
-        best_epoch=history["val_accuracy"].idxmax() + 1,
+        best_epoch=history["epoch"][history["val_accuracy"].idxmax()] + 1,
         counts=markdown(data.counts()),
         notes="\n".join(f"- {note}" for note in data.notes or ["nothing was dropped"]),
     )

@@ -88,7 +88,7 @@ def test_a_report_on_disk(tmp_path):
     facts = {
         "name": "my_model", "network": "compact", "parameters": 1757863, "labels": list(data.labels),
         "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
-        "batch_size": 64, "teachers": ["first.h5", "second.h5"], "precision": "float32",
+        "batch_size": 64, "start": None, "teachers": ["first.h5", "second.h5"], "precision": "float32",
         "machine": "a machine", "versions": "some versions",
     }  # fmt: skip
     report.write_report(tmp_path, facts, data, evaluations, megabytes=7.1)

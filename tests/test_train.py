@@ -15,7 +15,7 @@ from conftest import command, heed_ctrl_c, run, write_data
 
 import train
 from expressions import EMOTIONS
-from expressions.classifier import Classifier, write_facts
+from expressions.classifier import Classifier, read_facts, write_facts
 
 
 def test_a_run_leaves_a_model_and_its_report(trained):
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
 def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
     model = tmp_path / "model.h5"
     model.write_text("the model of before")
-    monkeypatch.setattr(train, "LEARNING_RATE", float("nan"))
+    monkeypatch.setattr(train, "ANEW", train.ANEW._replace(learning_rate=float("nan")))
     assert train.main(["--data", str(data_folder), "--model", str(model), "--epochs", "2", "--batch-size", "16"]) == 2
     assert "no epoch has ended well" in capsys.readouterr().err
     assert model.read_text() == "the model of before"
@@ -173,7 +173,7 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
         votes = ["8" if name == column else "2" if name == "unknown" else "0" for name in columns]
         rows += [",".join(["Training", f"{label}_{index}.png", *votes]) for index in range(3)]
     (data / "fer2013new.csv").write_text("\n".join(rows) + "\n")
-    images = train.flow(train.generators()[1], train.dataset.load(data), "validation", 21)
+    images = train.flow(train.generators(train.ANEW)[1], train.dataset.load(data), "validation", 21)
     targets = next(images)[1]
     assert targets.shape == (21, 15)
     np.testing.assert_allclose(targets[0], [1, 0, 0, 0, 0, 0, 0, 0.8, 0, 0, 0, 0, 0, 0, 0.2], atol=1e-6)
@@ -192,7 +192,7 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
 
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
-    plain = train.generators()[1]
+    plain = train.generators(train.ANEW)[1]
     targets = next(train.flow(plain, data, "validation", 21, [trained, trained]))[1]
     taught = Classifier(trained).probabilities(data.splits["validation"].images, mirrored=True)
     expected = (1 - train.TEACHER_SHARE) * np.eye(7)[data.splits["validation"].labels] + train.TEACHER_SHARE * taught
@@ -215,6 +215,38 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
     assert "knows a, b, c, d, e, f, g, not angry" in capsys.readouterr().err
 
 
+def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained, data_folder, tmp_path, monkeypatch):
+    """Those of each epoch's end: where the rate is next to nothing, they are the model's that it began with."""
+    seen = []
+    remember = train.WeightAverage.on_test_begin
+
+    def on_test_begin(self, logs=None):
+        seen.append(self.model.get_weights())
+        remember(self, logs)
+
+    monkeypatch.setattr(train.WeightAverage, "on_test_begin", on_test_begin)
+    # later epochs are better, so that the last mean is the model
+    monkeypatch.setattr(train.BestModel, "on_epoch_end", lambda self, epoch, logs=None: self.model.save(self.path))
+    arguments = ["--start", str(trained), "--data", str(data_folder), "--batch-size", "16", "--epochs", "3"]
+    assert train.main([*arguments, "--model", str(tmp_path / "on.h5")]) == 0
+    on = Classifier(tmp_path / "on.h5").network.get_weights()
+    begun = Classifier(trained).network.get_weights()
+    assert len(seen) == 3
+    for index, name in ((0, "the first kernel"), (-2, "the last kernel")):
+        mean = np.mean([weights[index] for weights in seen], axis=0)
+        np.testing.assert_allclose(on[index], mean, atol=2e-3, err_msg=name)
+        assert np.abs(seen[-1][index] - mean).max() > 1e-3 and np.abs(on[index] - begun[index]).max() > 1e-3
+    assert read_facts(tmp_path / "on.h5")["start"] == "small.h5"
+
+
+def test_a_run_goes_on_from_a_model_of_its_own_labels_alone(trained, tmp_path, capsys):
+    data = write_data(tmp_path / "data", {"train": 4, "validation": 2}, labels=("awake", "asleep"))
+    assert train.main(["--start", str(trained), "--data", str(data), "--model", str(tmp_path / "new.h5")]) == 2
+    assert "takes a model of train.py that knows asleep, awake" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.main(["--start", str(trained), "--network", "classic"])
+
+
 def test_the_classic_network_is_the_one_of_the_tutorials():
     classic = train.classic_network(7, "softmax")
     convolutions = [layer for layer in classic.layers if "conv" in layer.name]
@@ -234,6 +266,7 @@ def test_the_classic_network_is_the_one_of_the_tutorials():
         (["--data", "{tmp}/none"], "no data set here"),
         (["--data", "{tmp}"], "no data set here"),
         (["--data", "{data}", "--show", "bored"], "it has angry, disgust"),
+        (["--data", "{data}", "--model", "{tmp}/new.h5", "--start", "{tmp}/none.h5"], "no such model file"),
         (["--data", "{data}", "--model", "{tmp}/model.keras"], "ends in .h5"),
         (["--data", "{data}", "--model", "/proc/none/model.h5"], "can't write into the folder"),
         (["--data", "{data}", "--model", "{tmp}/model.h5", "--resume"], "no run to resume"),

@@ -96,6 +96,21 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, data_folder):
     assert not list(tmp_path.rglob("*.partial*"))
 
 
+def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained):
+    arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained, epochs=12)
+    whole = begin(*arguments, **ONE_THREAD)
+    assert whole.wait() == 0, whole.communicate()[0]
+    arguments[3] = tmp_path / "killed.h5"
+    process = begin(*arguments, **ONE_THREAD)
+    wait_for(process, lambda: (tmp_path / "killed" / "state.npz").exists())
+    process.kill()
+    process.communicate()
+    last = begin(*arguments, "--resume", **ONE_THREAD)
+    assert last.wait() == 0, last.communicate()[0]
+    expected, resumed = (pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
+
+
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, data_folder, asked):
     process = begin(*words(data_folder, tmp_path / "model.h5", epochs=200))
