@@ -45,7 +45,6 @@ HERE = Path(__file__).resolve().parent
 SYNTHETIC_EPOCHS = 8
 SYNTHETIC_FACES = {"train": 200, "validation": 50}  # per class
 TEACHER_SHARE = 0.5  # of what teachers say in the label that a network learns from
-RARE_CLASSES = 0.3  # 0 to 1: by how much the model makes up for expecting a rare class less
 NO_MEMORY = re.compile("out of memory|OOM|RESOURCE_EXHAUSTED")
 
 HOW_TO_GET_DATA = """\
@@ -54,7 +53,9 @@ so that data/train/angry/ and the others exist, and run this again. Until then: 
 
 
 class Recipe(NamedTuple):
-    """How to train: rotation in degrees; shift, zoom and erased (images that lose a part) as shares."""
+    """How to train: rotation in degrees; shift, zoom and erased (images that lose a part) as shares.
+
+    rare_classes: 0 to 1, by how much the model makes up for expecting a rare class less."""
 
     epochs: int
     learning_rate: float
@@ -64,12 +65,13 @@ class Recipe(NamedTuple):
     shift: float
     zoom: float
     erased: float
+    rare_classes: float
 
 
-ANEW = Recipe(100, 0.1, 5e-3, 0.1, 15, 0.1, 0.15, 0.5)
+ANEW = Recipe(100, 0.1, 5e-3, 0.1, 15, 0.1, 0.15, 0.5, 0.3)
 # with --start: learns the training images by heart, or nearly, which alone makes a network worse at other images; the
 # mean of its weights along the way is better at both
-GOING_ON = Recipe(40, 0.012, 2e-3, 0.05, 8, 0.08, 0.08, 0.15)
+GOING_ON = Recipe(40, 0.012, 2e-3, 0.05, 8, 0.08, 0.08, 0.15, 0)
 
 
 def compact_network(outputs, activation):
@@ -415,10 +417,10 @@ def finish(best, data, options, run):
     run: facts about this run, such as when it started. The model that was there is kept under another name, unless the
     same run left it."""
     folder, partial = best.parent, options.model.with_suffix(".partial.h5")
-    network = NETWORKS[options.network](len(data.labels), "softmax")
+    network, recipe = NETWORKS[options.network](len(data.labels), "softmax"), GOING_ON if options.start else ANEW
     weights = keras.models.load_model(best, compile=False).get_weights()
     images_per_class = np.bincount(data.splits["train"].labels)
-    network.set_weights(label_outputs(weights, images_per_class, RARE_CLASSES))
+    network.set_weights(label_outputs(weights, images_per_class, recipe.rare_classes))
     network.save(partial)
     votes = votes_layer(weights, len(data.labels))
     if votes:
