@@ -163,7 +163,9 @@ def write_report(folder, facts, data, evaluations, megabytes):
     folder = Path(folder)
     history = pd.read_csv(folder / "history.csv")
     first = next(iter(evaluations.values()))
-    draw_curves(history, folder / "curves.png")
+    # a file may tell that another epoch than the best one was saved
+    facts = {"epoch": int(history["epoch"][history["val_accuracy"].idxmax()]) + 1} | facts
+    draw_curves(history, facts["epoch"], folder / "curves.png")
     draw_confusion(first, folder / "confusion_matrix.png")
     draw_mistakes(data.splits["validation"].images, first, folder / "mistakes.png")
     partial = folder / "README.partial.md"
@@ -204,15 +206,17 @@ def draw_distribution(data, path):
     save(figure, path)
 
 
-def draw_curves(table, path):
-    """Draw accuracy and loss over the epochs (a DataFrame of CSVLogger's file) as a PNG file at `path`."""
+def draw_curves(table, saved, path):
+    """Draw accuracy and loss over the epochs (a DataFrame of CSVLogger's file) as a PNG file at `path`.
+
+    saved: the epoch, from 1, whose network is the model."""
     epochs = table["epoch"] + 1
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         axes.plot(epochs, table[name], label="train (augmented, with dropout)")
         axes.plot(epochs, table[f"val_{name}"], label="validation")
-        best = table["val_accuracy"].idxmax()
-        axes.plot(epochs[best], table[f"val_{name}"][best], "o", color="black", label=f"saved: epoch {epochs[best]}")
+        place = saved, table.loc[epochs == saved, f"val_{name}"]
+        axes.plot(*place, "o", color="black", label=f"saved: epoch {saved}")
         axes.set(xlabel="epoch", title=name)
         axes.legend()
     save(figure, path)
@@ -297,7 +301,7 @@ Most frequent confusions: {confusions}.
 
 ## How it was made
 
-{epochs} epochs in {minutes:.0f} minutes, the best of them epoch {best_epoch}, on {machine}; batch size {batch_size};
+{epochs} epochs in {minutes:.0f} minutes, the saved one is epoch {epoch}, on {machine}; batch size {batch_size};
 computed in {precision}.
 It began with: {start}. Its teachers: {teachers}. {versions}.
 
@@ -337,7 +341,6 @@ def card(facts, data, evaluations, megabytes, history):
         or "none",
         epochs=history["epoch"].max() + 1,
         minutes=history["seconds"].sum() / 60,
-        best_epoch=history["epoch"][history["val_accuracy"].idxmax()] + 1,
         counts=markdown(data.counts()),
         notes="\n".join(f"- {note}" for note in data.notes or ["nothing was dropped"]),
     )
