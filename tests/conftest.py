@@ -43,8 +43,10 @@ def command(script, *arguments):
 
 
 def heed_ctrl_c():
-    """For Popen's preexec_fn: a shell makes what it starts in the background deaf to Ctrl-C, tests included."""
+    """For Popen's preexec_fn: a shell makes what it starts in the background deaf to Ctrl-C, tests included, and nohup
+    to the end of its terminal."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run(script, *arguments, display=None, folder=None):

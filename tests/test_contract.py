@@ -52,7 +52,7 @@ def test_the_network_sees_values_from_0_to_1(trained):
 def test_one_label_order_everywhere(data_folder, trained):
     assert list(EMOTIONS) == sorted(EMOTIONS)
     assert dataset.load(data_folder).labels == Classifier(trained).labels == EMOTIONS
-    assert set(dataset.CSV_EMOTIONS) == set(synthetic.EXPRESSIONS) == set(EMOTIONS)
+    assert set(dataset.CSV_CODES.values()) == set(synthetic.EXPRESSIONS) == set(EMOTIONS)
     assert set(overlay.COLOURS) == {*EMOTIONS, UNCERTAIN}
 
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, write_data
 
 import train
-from expressions.classifier import Classifier, load_network
+from expressions.classifier import Classifier
 
 pytestmark = pytest.mark.faults
 
@@ -61,13 +61,13 @@ def refused(capsys, arguments, sentence):
 
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path, data_folder):
     """Not a weight: on one thread all additions come in the same order."""
-    whole = begin(*words(data_folder, tmp_path / "whole.h5", epochs=25), **ONE_THREAD)
+    whole = begin(*words(data_folder, tmp_path / "whole.h5", epochs=20), **ONE_THREAD)
     model, state, moments = tmp_path / "killed.h5", tmp_path / "killed" / "state.npz", random.Random(0)
     assert whole.wait() == 0, whole.communicate()[0]
     epochs_seen = set()
     for kill in range(KILLS):
         resume = ["--resume"] if state.exists() else []
-        process = begin(*words(data_folder, model, *resume, epochs=25), **ONE_THREAD)
+        process = begin(*words(data_folder, model, *resume, epochs=20), **ONE_THREAD)
         if kill % 4:  # one in four dies while it starts
             at, began = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic()
             while process.poll() is None and time.monotonic() < began + 60:
@@ -76,7 +76,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, data_folder):
                 time.sleep(0.005)
             time.sleep(moments.uniform(0, 0.3))
         else:
-            time.sleep(moments.uniform(0, 5))
+            time.sleep(moments.uniform(0, 4))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -85,13 +85,13 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, data_folder):
                 epochs_seen.add(str(file["state"]).split('"epochs": ')[-1].split(",")[0])
         assert not model.exists() or Classifier(model)  # at no moment half a file
     assert len(epochs_seen) > 5
-    last = begin(*words(data_folder, model, "--resume", epochs=25), **ONE_THREAD)
+    last = begin(*words(data_folder, model, "--resume", epochs=20), **ONE_THREAD)
     assert last.wait() == 0, last.communicate()[0]
 
     expected, resumed = (pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "killed"))
-    assert resumed["epoch"].tolist() == list(range(25))
+    assert resumed["epoch"].tolist() == list(range(20))
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
-    weights = [load_network(tmp_path / name, train.EMOTIONS).get_weights() for name in ("whole.h5", "killed.h5")]
+    weights = [Classifier(tmp_path / name).network.get_weights() for name in ("whole.h5", "killed.h5")]
     assert all((first == second).all() for first, second in zip(*weights, strict=True))
     assert not list(tmp_path.rglob("*.partial*"))
 
@@ -163,7 +163,7 @@ def test_a_folder_that_can_t_be_written_to(tmp_path, data_folder, where):
 def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
     """Says so in a line, or does without; a resumed run puts it right."""
     model = tmp_path / "model.h5"
-    process = begin(*words(data_folder, model, epochs=30))
+    process = begin(*words(data_folder, model, epochs=15))
     wait_for(process, lambda: (tmp_path / "model" / "state.npz").exists())
     if gone == "the report's folder":
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
@@ -285,8 +285,9 @@ def shell(line, *arguments):
 
 
 def test_nobody_reads_what_is_printed(tmp_path, data_folder):
-    result = shell('"$@" | head -1', *words(data_folder, tmp_path / "model.h5", epochs=100))
-    assert (result.returncode, result.stdout.count("\n"), result.stderr) == (141, 1, "")
+    result = shell('"$@" | head -1', *words(data_folder, tmp_path / "model.h5", epochs=40))
+    assert (result.stdout.count("\n"), result.stderr) == (1, "")
+    assert result.returncode in (1, 141)  # 1 where it is Rich, by which Keras prints its table, that notices
 
 
 def test_a_terminal_that_is_closed_from_the_start(tmp_path, data_folder):
