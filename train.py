@@ -68,10 +68,16 @@ class Recipe(NamedTuple):
     rare_classes: float
 
 
-ANEW = Recipe(100, 0.1, 5e-3, 0.1, 15, 0.1, 0.15, 0.5, 0.3)
+ANEW = Recipe(
+    epochs=100, learning_rate=0.1, weight_decay=5e-3, label_smoothing=0.1,
+    rotation=15, shift=0.1, zoom=0.15, erased=0.5, rare_classes=0.3,
+)  # fmt: skip
 # with --start: learns the training images by heart, or nearly, which alone makes a network worse at other images; the
 # mean of its weights along the way is better at both
-GOING_ON = Recipe(40, 0.012, 2e-3, 0.05, 8, 0.08, 0.08, 0.15, 0)
+GOING_ON = Recipe(
+    epochs=40, learning_rate=0.012, weight_decay=2e-3, label_smoothing=0.05,
+    rotation=8, shift=0.08, zoom=0.08, erased=0.15, rare_classes=0,
+)  # fmt: skip
 
 
 def compact_network(outputs, activation):
@@ -163,11 +169,9 @@ def attempt(arguments):
     except BrokenPipeError:
         raise
     except (UserError, OSError) as error:
-        full = getattr(error, "errno", None) == 28 or "errno = 28" in str(error)  # ENOSPC, of Python and of HDF5
-        said = (
-            "no space left on the disk; make room, and --resume goes on after the last whole epoch" if full else error
-        )
-        print(f"train.py: {printable(said)}", file=sys.stderr)
+        if getattr(error, "errno", None) == 28 or "errno = 28" in str(error):  # ENOSPC, of Python and of HDF5
+            error = "no space left on the disk; make room, and --resume goes on after the last whole epoch"
+        print(f"train.py: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
         hint = "" if options.evaluate else " If an epoch had ended, --resume goes on from there."
