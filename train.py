@@ -13,6 +13,8 @@ A run leaves models/NAME.h5, and beside it the folder models/NAME with curves, c
 """
 
 import argparse
+import errno
+import functools
 import hashlib
 import logging
 import math
@@ -22,7 +24,6 @@ import re
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,7 +170,7 @@ def attempt(arguments):
     except BrokenPipeError:
         raise
     except (UserError, OSError) as error:
-        if getattr(error, "errno", None) == 28 or "errno = 28" in str(error):  # ENOSPC, of Python and of HDF5
+        if getattr(error, "errno", None) == errno.ENOSPC or "errno = 28" in str(error):  # of Python, and of HDF5
             error = "no space left on the disk; make room, and --resume goes on after the last whole epoch"
         print(f"train.py: {printable(error)}", file=sys.stderr)
         return 2
@@ -290,7 +291,7 @@ def train(data, options, folder):
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
     settings |= {"epochs": options.epochs, "data": data.fingerprint()}
     settings |= {"teachers": list(map(sha256, options.teacher)), "start": options.start and sha256(options.start)}
-    average = WeightAverage(train_images.x * np.float32(SCALE)) if options.start else None
+    average = WeightAverage(train_images.x, SCALE) if options.start else None
     remembering = [
         BestModel(best, monitor="val_accuracy", mode="max"),
         callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
@@ -352,7 +353,8 @@ def generators(recipe):
     """The augmenting generator of the training images, and the plain one of the validation images."""
     augmented = OpenCVImageDataGenerator(
         rescale=SCALE, rotation_range=recipe.rotation, width_shift_range=recipe.shift, height_shift_range=recipe.shift,
-        zoom_range=recipe.zoom, horizontal_flip=True, preprocessing_function=partial(erase, chance=recipe.erased),
+        zoom_range=recipe.zoom, horizontal_flip=True,
+        preprocessing_function=functools.partial(erase, chance=recipe.erased),
     )  # fmt: skip
     return augmented, ImageDataGenerator(rescale=SCALE)
 

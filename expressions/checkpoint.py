@@ -74,15 +74,16 @@ class WeightAverage(keras.callbacks.Callback):
     """Validate and save, after each epoch, the mean of the weights that the epochs so far ended with: stochastic weight
     averaging (Izmailov et al. 2018, arXiv:1803.05407). Training goes on from those that the latest epoch ended with.
 
-    images: the training images, float32 (n, height, width, channels), in which batch normalisation's means and
-    variances are measured anew for those weights, as in that paper; MEASURED of them do.
+    images: the training images, (n, height, width, channels), in which batch normalisation's means and variances are
+    measured anew for those weights, as in that paper; MEASURED of them do. scale: the network's input for a pixel of 1.
     """
 
     MEASURED = 6144
 
-    def __init__(self, images):
+    def __init__(self, images, scale):
         super().__init__()
-        self.images, self.count, self.mean, self.latest = images, 0, None, None
+        picked = np.random.default_rng(0).permutation(len(images))[: self.MEASURED]
+        self.images, self.count, self.mean, self.latest = images[picked] * np.float32(scale), 0, None, None
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.latest:
@@ -96,11 +97,10 @@ class WeightAverage(keras.callbacks.Callback):
         self.model.set_weights(self.mean)
         layers = [layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
         momentums = [layer.momentum for layer in layers]
-        picked = np.random.default_rng(0).permutation(len(self.images))[: self.MEASURED]
-        for number, rows in enumerate(np.array_split(picked, -(-len(picked) // 128))):
+        for number, images in enumerate(np.array_split(self.images, -(-len(self.images) // 128))):
             for layer in layers:
                 layer.momentum = number / (number + 1)  # the mean of all batches
-            self.model(self.images[rows, :, :: 1 - 2 * (number % 2)], training=True)  # every other one mirrored
+            self.model(images[:, :, :: 1 - 2 * (number % 2)], training=True)  # every other one mirrored
         for layer, momentum in zip(layers, momentums, strict=True):
             layer.momentum = momentum
 

@@ -174,7 +174,7 @@ class Summary:
             figure.legend(drawn.values(), drawn.keys(), ncols=8, loc="outside lower center")
         path, data = Path(path), io.BytesIO()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # letters that the font lacks are drawn as boxes
             figure.savefig(data, format=path.suffix[1:], dpi=100)
         pyplot.close(figure)
         partial = path.with_name(f"{path.stem}.partial{path.suffix}")

@@ -80,3 +80,10 @@ def frame():
     frame = np.full((480, 640, 3), 128, np.uint8)
     frame[120:360, 200:440] = synthetic.draw_face("happy", np.random.default_rng(0), 240)[..., None]
     return frame
+
+
+@pytest.fixture
+def picture(tmp_path, frame):
+    """The file of that frame."""
+    cv2.imwrite(str(tmp_path / "me.png"), frame)
+    return tmp_path / "me.png"

@@ -73,12 +73,6 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.fixture
-def picture(tmp_path, frame):
-    cv2.imwrite(str(tmp_path / "me.png"), frame)
-    return tmp_path / "me.png"
-
-
 @pytest.fixture(scope="module")
 def film(tmp_path_factory, frame):
     return write_film(tmp_path_factory.mktemp("film") / "film.avi", [frame] * 20)

@@ -22,12 +22,6 @@ from expressions.classifier import write_facts
 from expressions.video import Source
 
 
-@pytest.fixture
-def picture(tmp_path, frame):
-    cv2.imwrite(str(tmp_path / "me.png"), frame)
-    return tmp_path / "me.png"
-
-
 @pytest.fixture(scope="module")
 def film(tmp_path_factory, frame):
     """Twenty frames in which the face moves to the right."""
