@@ -5,30 +5,42 @@
     python realtime_detect.py --source film.mp4            a film; a picture, a folder or "holiday/*.jpg" as well
     python realtime_detect.py --source rtsp://host/door    a camera on the network; http://host/stream as well
     python realtime_detect.py --source film.mp4 --save annotated.mp4 --csv seen.csv --summary timeline.png
+    python realtime_detect.py --source "films/**/*.mp4" --csv results --workers 8    many films, by eight processes
 
 Keys: q or Esc quits, s saves the picture, p pauses, b shows bars, m mirrors, h hides the line of keys.
 """
 
 import argparse
+import functools
+import hashlib
+import math
 import os
+import shutil
 import sys
 import time
+import uuid
+import zlib
+from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter hides the program's own words
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
-from expressions import UserError, as_program, compiled, overlay, printable
+from expressions import UserError, as_program, compiled, overlay, printable, workers
 from expressions.classifier import Classifier
-from expressions.faces import FaceDetector, Tracker, crop
-from expressions.results import Summary, Table
-from expressions.video import CODECS, Recording, Source, Window, expand, has_display, parse_size
+from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker, crop
+from expressions.results import Index, ParquetTable, Summary, Table
+from expressions.video import CODECS, Frame, Recording, Source, Window, expand, has_display, is_list, listed, parse_size
 
 HERE = Path(__file__).resolve().parent
 MODEL, CASCADE = HERE / "models" / "emotion_model.h5", HERE / "haarcascade_frontalface_default.xml"
+PARTS = ".parts"  # in a folder of results, what is kept of long films until all their parts are there
+LISTED = 20  # of the files that could not be done, those told at the end
+BAR = "{l_bar}{bar}| {n}/{total}{unit} [{elapsed}<{remaining}{postfix}]"
 KEYS = "q quit  s save  p pause  b bars  m mirror  h hide"
 QUIT_KEYS = ("q", "Q", "\x1b")  # \x1b is Esc
 
@@ -37,12 +49,13 @@ class Labeller:
     """Finds the faces in pictures and labels their expressions.
 
     model: an .h5 of train.py. cascade: a face detector's file. votes: label faces as ten people would vote, where the
-    model has learned that. Raises UserError when a file is missing, damaged or unfit.
+    model has learned that. threads: for the network; None for as many as pay where nothing else is to be done.
+    Raises UserError when a file is missing, damaged or unfit.
     """
 
-    def __init__(self, model=MODEL, cascade=CASCADE, votes=False):
+    def __init__(self, model=MODEL, cascade=CASCADE, votes=False, threads=None):
         self.detector, self.votes = FaceDetector(cascade), votes
-        network = compiled.load(model)
+        network = compiled.load(model, threads)
         self.classifier = Classifier(model, network)
         if votes and not self.classifier.votes:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
@@ -56,26 +69,43 @@ class Labeller:
         self.labels = self.classifier.labels
         self.start()
 
-    def start(self):
-        """Forget the faces seen so far: another film or camera begins."""
-        self.tracker = Tracker(self.detector, self.labels)
+    def start(self, end=PART):
+        """Forget the faces seen so far: another film or camera begins.
+
+        end: when its first part does, in seconds; infinite for a camera, which is followed by one tracker for ever."""
+        self.tracker, self.successor, self.end = self.new_tracker(), None, end
+        self.numbering = Numbering()
+
+    def new_tracker(self):
+        return Tracker(self.detector, self.labels)
 
     def label(self, image, seconds=None):
         """Find and label the faces in a picture, BGR uint8 (height, width, 3). Returns a list of `faces.Face`.
 
         seconds: when it was taken, in a film; then faces are followed and their labels steadied from one to the next.
         """
-        if seconds is None:
-            self.start()
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        tracks = self.tracker.find(gray, seconds or 0.0)
+        if seconds is None:
+            return Numbering().name(self.follow(self.new_tracker(), gray, None))
+        while seconds >= self.end:
+            self.tracker, self.successor, self.end = self.successor or self.new_tracker(), None, self.end + PART
+            self.numbering.change()
+        faces = self.follow(self.tracker, gray, seconds)
+        if seconds >= self.end - OVERLAP:
+            self.successor = self.successor or self.new_tracker()
+            self.numbering.meet(faces, self.follow(self.successor, gray, seconds))
+        return self.numbering.name(faces)
+
+    def follow(self, tracker, gray, seconds):
+        """What one tracker sees in a frame, gray uint8 (height, width): a list of `faces.Face` with its own numbers."""
+        tracks = tracker.find(gray, seconds or 0.0)
         crops = []
-        for track in self.tracker.due(tracks):
+        for track in tracker.due(tracks):
             face = crop(gray, track.box)
             # of a picture both views are taken; in a film one at a time, in turn, for smoothing over time unites them
             crops.append(cv2.flip(face, 1) if track.views % 2 else face)
         probabilities = self.classifier.probabilities(crops, mirrored=seconds is None, votes=self.votes)
-        return self.tracker.judge(tracks, probabilities, seconds or 0.0)
+        return tracker.judge(tracks, probabilities, seconds or 0.0)
 
 
 def main(arguments=None):
@@ -85,6 +115,10 @@ def main(arguments=None):
 def attempt(arguments):
     options = parse(arguments)
     try:
+        if options.workers or options.ray is not None:
+            import realtime_detect  # under the name that other processes know it by
+
+            return realtime_detect.annotate(options)
         return 2 if detect(options) else 0
     except BrokenPipeError:
         raise
@@ -118,7 +152,31 @@ def parse(arguments):
     add("--jsonl", type=Path, metavar="FILE", help="the same, a JSON object a line")
     add("--summary", type=Path, metavar="FILE", help="a picture of who showed what when, such as timeline.png")
     add("--overwrite", action="store_true", help="write over files that are there already")
-    return parser.parse_args(arguments)
+    group = parser.add_argument_group(
+        "many files at a time", "without a window; --csv or --parquet names a folder then"
+    )
+    add = group.add_argument
+    add("--workers", type=int, metavar="N", help="so many processes of this machine label faces")
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="the machines of a Ray cluster do; without one, this machine",
+    )
+    add("--parquet", type=Path, metavar="FOLDER", help="tables in Parquet's form")
+    options = parser.parse_args(arguments)
+    several = options.workers is not None or options.ray is not None
+    if options.workers is not None and not 1 <= options.workers <= 1000:
+        parser.error(f"--workers {options.workers}: takes a whole number from 1 to 1000")
+    if options.workers and options.ray is not None:
+        parser.error("--workers and --ray: give one of them; Ray has a worker for each processor")
+    if several != bool(options.parquet) and not (several and options.csv) or (options.csv and options.parquet):
+        parser.error("--workers and --ray go with one folder, in --csv or --parquet; --parquet with --workers or --ray")
+    others = ("save", "jsonl", "summary", "size", "bars", "overwrite")
+    if several and (unfit := [f"--{name}" for name in others if getattr(options, name)]):
+        parser.error(f"{unfit[0]}: goes with one file at a time, without --workers and --ray")
+    return options
 
 
 def detect(options):
@@ -179,11 +237,12 @@ def label_source(name, root, options, labeller, tables, summary, preview):
     """Label the faces of one source, frame by frame. Returns whether to go on with the next one.
 
     root: the folder that all sources lie in, where there are several; what is saved lies alike."""
-    labeller.start()
     frames = faces_seen = 0
     go_on, save, lost = True, options.save, None
     with ExitStack() as stack:
         source = stack.enter_context(Source(name, options.size))
+        labeller.start(math.inf if source.live else PART)
+        labeller.start(math.inf if source.live else PART)
         if save:
             if root:
                 save /= os.path.relpath(name, root)
@@ -226,6 +285,237 @@ def label_source(name, root, options, labeller, tables, summary, preview):
     if lost:
         raise lost
     return go_on
+
+
+def annotate(options):
+    """Label the faces in many files by many workers: a table a file in a folder, and the index of them.
+
+    A film of more than a part is labelled by as many workers as it has parts, and joined by another. Begun again, it
+    leaves out what is done. Returns the exit status, 1 where a file could not be done."""
+    folder, ending = (options.csv, ".csv") if options.csv else (options.parquet, ".parquet")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; --workers and --ray take a folder, for a table a file")
+    if ending == ".parquet":
+        ParquetTable.library()
+    names = functools.partial(listed, options.source) if is_list(options.source) else expand(options.source).__iter__
+    Labeller(options.model, options.cascade, options.votes)  # complains now, and compiles the network for all
+    used = [
+        None if path == own else path.absolute() for path, own in ((options.model, MODEL), (options.cascade, CASCADE))
+    ]
+    made_by = hashlib.sha256(repr((options.votes, ending, PART, OVERLAP)).encode())
+    for path in (options.model, options.cascade):
+        made_by.update(path.read_bytes())
+    job = (*used, options.votes, folder.absolute(), ending, made_by.hexdigest()[:16])
+    hired = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, HERE)
+    films, urgent, failures = {}, deque(), []  # films: those in the making, how many parts they have, and have done
+    seconds = frames = faces = done = before = 0
+    with ExitStack() as stack:
+        index = stack.enter_context(Index(folder, job[-1]))
+        submit, count = stack.enter_context(hired)
+        bar = stack.enter_context(tqdm(unit=" files", total=sum(1 for _ in names()), bar_format=BAR))
+
+        def tasks():
+            nonlocal before
+            for name in names():
+                result = place(name, options.source) + ending
+                if index.due(name, result):
+                    yield annotate_part, job, name, os.path.abspath(name), result, 0
+                else:
+                    before += 1
+                    bar.update()
+
+        began = time.perf_counter()
+        for (_, _, name, path, result, part), outcome in workers.work(submit, count, tasks(), urgent):
+            if isinstance(outcome, Exception):
+                outcome = f"{name}: given up, for {workers.ATTEMPTS} workers died of it ({type(outcome).__name__})"
+            if part and name not in films:  # failed already
+                continue
+            if isinstance(outcome, int):  # a part of a film is done, which has so many as far as is known
+                parts, parts_done = films.get(name, (1, 0))
+                urgent.extend((annotate_part, job, name, path, result, number) for number in range(parts, outcome))
+                films[name] = parts, parts_done = max(parts, outcome), parts_done + 1
+                if parts == parts_done:
+                    urgent.append((join_parts, job, name, path, result, parts))
+                continue
+            films.pop(name, None)
+            bar.update()
+            if isinstance(outcome, str):
+                index.fail(name, outcome)
+                failures.append(outcome)
+                del failures[LISTED:]
+                continue
+            index.add(name, result, outcome)
+            done, seconds, frames, faces = done + 1, seconds + outcome[0], frames + outcome[1], faces + outcome[2]
+            bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
+        passed = time.perf_counter() - began
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    left_out = f", {before} done before" if before else ""
+    print(f"{done} files{left_out}: {frames} frames, {faces} faces, {frames / passed:.1f} frames/s; see {index.path}")
+    for line in failures:
+        complain(line)
+    if index.failed:
+        complain(f"{options.source}: {index.failed} files could not be done; see {index.failures}")
+    return 1 if index.failed else 0
+
+
+def place(name, source):
+    """Where the result of the file `name` lies in the folder of results: as the file does in the folder that `source`
+    names, or is the pattern's; of one in a list, in the working directory."""
+    root = "" if is_list(source) else source
+    while not os.path.isdir(root or "."):
+        root = os.path.dirname(root)
+    return os.path.relpath(name, root or ".").replace(os.pardir + os.sep, "__" + os.sep)
+
+
+@functools.cache
+def hired_labeller(model, cascade, votes):
+    """A worker's Labeller. It uses one processor, for the others have workers of their own."""
+    cv2.setNumThreads(1)
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
+    return Labeller(model or MODEL, cascade or CASCADE, votes, threads=1)
+
+
+def annotate_part(job, name, path, result, part):
+    """A worker's task: label a file; of a film longer than PART only this part of it, kept for `join_parts`.
+
+    Returns what `Index.add` counts; of a long film how many parts it has, as far as can be told by then; or a text, why
+    it can't be done. Raises UserError where the labeller can't work, for it will not for other files either."""
+    labeller, kept = hired_labeller(*job[:3]), part_file(job, path, part)
+    if kept.exists():  # from a run that was stopped
+        return int(np.load(kept)["parts"])
+    start, end = part * PART, (part + 1) * PART
+    try:
+        with Source(path, start=max(0, start - OVERLAP)) as source:
+            parts = math.ceil(source.length / source.rate / PART) if source.length else 1
+            if part == 0 and parts == 1:
+                return *write_table(job, name, result, watch(source, labeller)), source.skipped, source.missing
+            tracker, frames, skipped = labeller.new_tracker(), [], 0
+            for frame in source:
+                if frame.seconds >= end:
+                    parts = max(parts, part + 2)
+                    break
+                shared = frame.seconds < start or frame.seconds >= end - OVERLAP
+                gray = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
+                sum_of_frame = zlib.crc32(frame.image) if shared else 0
+                frames.append((frame.seconds, sum_of_frame, labeller.follow(tracker, gray, frame.seconds)))
+                if frame.seconds < start:  # the part before counts these
+                    skipped = source.skipped
+            keep(kept, frames, parts=parts, skipped=source.skipped - skipped, missing=source.missing)
+            return parts
+    except Exception as error:  # whatever this file makes of a library; the others go on
+        return reason(error, name)
+
+
+def join_parts(job, name, path, result, parts):
+    """A worker's task: make a table of the parts of a film that `annotate_part` kept. Returns what that returns.
+
+    Where two parts don't have the same frames in the time that they share, the film can't be entered in its middle;
+    then it is labelled from its beginning to its end here."""
+    kept = [part_file(job, path, part) for part in range(parts)]
+    try:
+        try:
+            counts = write_table(job, name, result, joined(kept))
+            notes = [(int(file["skipped"]), float(file["missing"])) for file in map(np.load, kept)]
+            counts = *counts, sum(skipped for skipped, _ in notes), notes[-1][1]
+        except UnlikePartsError:
+            with Source(path) as source:
+                labeller = hired_labeller(*job[:3])
+                counts = *write_table(job, name, result, watch(source, labeller)), source.skipped, source.missing
+        for file in kept:
+            file.unlink()
+        return counts
+    except Exception as error:
+        return reason(error, name)
+
+
+def reason(error, name):
+    text = printable(error)
+    return text if isinstance(error, UserError) else f"{name}: {type(error).__name__}: {text}"
+
+
+def watch(source, labeller):
+    """The Frames of a source and the faces in each, one after the other, as when it is shown."""
+    labeller.start()
+    for frame in source:
+        yield frame, labeller.label(frame.image, None if source.still else frame.seconds)
+
+
+def write_table(job, name, result, seen):
+    """Write the table of a file, whose Frames and faces `seen` gives; it gets its name once it is whole.
+
+    Returns the time of the last frame in seconds, and how many frames, faces and people there are."""
+    labels, folder, ending = hired_labeller(*job[:3]).labels, *job[3:5]
+    path, partial = folder / result, folder / PARTS / f"{uuid.uuid4().hex}{ending}"
+    for place in (path, partial):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    frames, faces_seen, people = 0, 0, set()
+    try:
+        with (Table if ending == ".csv" else ParquetTable)(partial, labels) as table:
+            for frame, faces in seen:
+                table.write(name, frame, faces)
+                frames, faces_seen = frames + 1, faces_seen + len(faces)
+                people.update(face.number for face in faces)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return round(frame.seconds, 3), frames, faces_seen, len(people)
+
+
+def part_file(job, path, part):
+    """Where a part of the film at `path`, as it is now, is kept until its table is written."""
+    *_, folder, _, made_by = job
+    status = os.stat(path)
+    film = hashlib.sha256(repr((path, status.st_size, status.st_mtime_ns, made_by)).encode()).hexdigest()
+    return folder / PARTS / f"{film[:32]}-{part}.npz"
+
+
+def keep(path, frames, **notes):
+    """Write a part of a film to a file: of each frame its time, the sum of its pixels or 0, and its faces."""
+    faces = [(number, face) for number, (_, _, faces) in enumerate(frames) for face in faces]
+    partial = path.with_name(f"{uuid.uuid4().hex}.npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        partial,
+        times=np.array([seconds for seconds, _, _ in frames]),
+        sums=np.array([pixels for _, pixels, _ in frames], np.uint32),
+        places=np.array([(number, face.number, *face.box) for number, face in faces], int).reshape(-1, 6),
+        labels=np.array([face.label for _, face in faces], str),
+        chances=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
+        **notes,
+    )
+    os.replace(partial, path)
+
+
+def kept_frames(path):
+    """What `keep` wrote: a list of (seconds, sum of pixels, faces)."""
+    with np.load(path) as file:
+        frames = [(seconds, pixels, []) for seconds, pixels in zip(file["times"].tolist(), file["sums"], strict=True)]
+        for place, label, chances in zip(file["places"].tolist(), file["labels"], file["chances"], strict=True):
+            frame, number, *box = place
+            frames[frame][2].append(Face(Box(*box), str(label), float(chances[0]), number, chances[1:]))
+    return frames
+
+
+class UnlikePartsError(Exception):
+    """Two parts of a film don't have the same frames in the time that they share."""
+
+
+def joined(files):
+    """The Frames (without their pictures) of a film and the faces in each, from the files of all its parts."""
+    numbering, number, before = Numbering(), 0, []
+    for part, frames in enumerate(map(kept_frames, files)):
+        start, end = part * PART, (part + 1) * PART
+        shared = [frame for frame in frames if frame[0] < start]
+        if part and ([frame[:2] for frame in before] != [frame[:2] for frame in shared] or not shared):
+            raise UnlikePartsError
+        for (_, _, faces), (_, _, others) in zip(before, shared, strict=True):
+            numbering.meet(faces, others)
+        if part:
+            numbering.change()
+        for seconds, _, faces in frames[len(shared) :]:
+            yield Frame(None, number, seconds), numbering.name(faces)
+            number += 1
+        before = [frame for frame in frames if frame[0] >= end - OVERLAP]
 
 
 class Preview:

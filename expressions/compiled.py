@@ -23,17 +23,18 @@ SAMPLES = 64  # pictures that both have to agree on
 
 class CompiledNetwork:
     """What `Classifier` needs of a network, done by LiteRT. content: a LiteRT file, bytes. facts: of the .h5.
+    threads: how many it uses.
 
     input_shape, output_shape: as Keras has them. Raises ImportError without LiteRT, ValueError for another content."""
 
-    def __init__(self, content, facts):
+    def __init__(self, content, facts, threads=None):
         self.facts = facts
         from ai_edge_litert.interpreter import Interpreter  # here, for the program works without it
 
         # a thread more than there are cores for this program makes it slower; more than four do not pay
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with quiet():  # it tells which of its parts it uses
-            self.interpreter = Interpreter(model_content=content, num_threads=min(4, cores))
+            self.interpreter = Interpreter(model_content=content, num_threads=threads or min(4, cores))
             self.interpreter.allocate_tensors()
         [taken], [given] = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         self.input, self.output, self.batch = taken["index"], given["index"], None
@@ -50,7 +51,7 @@ class CompiledNetwork:
         return self.interpreter.get_tensor(self.output)
 
 
-def load(model):
+def load(model, threads=None):
     """The compiled network of the .h5 file `model`, which was checked when it was compiled, as a CompiledNetwork.
 
     None when there is none, it is damaged, or LiteRT is missing."""
@@ -60,7 +61,7 @@ def load(model):
         if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:  # LiteRT may crash on a damaged one
             return None
         facts, _, content = content[DIGEST:].partition(b"\n")
-        network = CompiledNetwork(content, json.loads(facts))
+        network = CompiledNetwork(content, json.loads(facts), threads)
         os.utime(kept)  # used just now
         return network
     except (ImportError, OSError, ValueError, RuntimeError):

@@ -3,10 +3,14 @@
 A search of a whole frame takes the time of many. So each frame is searched closely around the faces that are known, and
 one slice of it coarsely for new ones; eight slices are a whole frame. What a slice finds is looked at closely, and is a
 face once the cascade has been sure of it over some frames.
+
+A film is followed in parts, each by a tracker of its own that knows nothing of the part before, so that many computers
+can share a long one. It begins a little before its part, and faces that both trackers see there are the same person.
 """
 
 import math
 import os
+from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +44,9 @@ TOUCH = 0.1  # share by which two faces overlap that may hide one another
 OTHER_SCENE, PAUSE = 30, 0.5  # mean difference in gray levels, and seconds, from one frame to the next
 
 STEADY = np.array([0.04, 0.04, 0.12])  # seconds over which the drawn place and size are smoothed
+
+PART, OVERLAP = 60, 2  # seconds of a film that one tracker follows, and that it begins earlier
+SAME_PLACE = 0.5  # intersection over union of the boxes that two trackers give to one face
 
 MEMORY = 0.3  # seconds, time constant of the smoothing of probabilities
 MARGIN = 0.1  # a label changes once another one leads by this much
@@ -144,7 +151,8 @@ class FaceDetector:
             boxes = self.cascade.detectMultiScale(
                 part, 1.2, minNeighbors=0, minSize=(smallest,) * 2, maxSize=(2 * WINDOW - 1,) * 2
             )
-            found += [sighting(box, left << halvings, down << halvings, 1 << halvings) for box in boxes]
+            # sorted, for the cascade's threads find them in an order of their own
+            found += sorted(sighting(box, left << halvings, down << halvings, 1 << halvings) for box in boxes)
             if halvings < 2:
                 break
             halvings += 1  # the last slice is all that is left: large faces, quickly found
@@ -346,6 +354,38 @@ class Tracker:
         return [track.face(self.labels) for track in tracks]
 
 
+class Numbering:
+    """Numbers people in the order in which they are first shown, from 1, and gives those that one tracker after another
+    follows the same number throughout."""
+
+    def __init__(self):
+        self.numbers, self.shown, self.met = {}, 0, Counter()  # numbers: of people, by the tracker's own
+
+    def meet(self, faces, others):
+        """Take in what the tracker, and the one that will come after it, see in the same frame."""
+        for face in faces:
+            for other in others:
+                if overlap(sighting(face.box), sighting(other.box)) > SAME_PLACE:
+                    self.met[face.number, other.number] += 1
+
+    def change(self):
+        """Go on with the tracker that comes after: who was met most often in the same place is the same person."""
+        numbers = {}
+        for (number, other), _ in self.met.most_common():
+            person = self.numbers.get(number)
+            if person and other not in numbers and person not in numbers.values():
+                numbers[other] = person
+        self.numbers, self.met = numbers, Counter()
+
+    def name(self, faces):
+        """The Faces with the numbers of people for the tracker's."""
+        for face in faces:
+            if face.number not in self.numbers:
+                self.shown += 1
+                self.numbers[face.number] = self.shown
+        return [face._replace(number=self.numbers[face.number]) for face in faces]
+
+
 def shrunk(gray):
     """A frame no side of which is longer than WORKING_SIDE, and its scale, 1 at most."""
     scale = min(1, WORKING_SIDE / max(gray.shape))
@@ -405,7 +445,7 @@ def overlap(one, other):
 
 def merged(faces, weigh=max):
     """Make one Sighting of those that overlap: the mean of them, with what `weigh` makes of their weights."""
-    faces, result = sorted(faces, key=lambda face: -face.weight), []
+    faces, result = sorted(faces, key=lambda face: (-face.weight, *face)), []  # whatever order they were found in
     while faces:
         same = [face for face in faces if overlap(face, faces[0]) > 0.4]
         weights = [max(0, face.weight) for face in same]

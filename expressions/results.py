@@ -1,4 +1,4 @@
-"""What was seen, kept: a row a face a frame in a table, and how long everyone showed which expression."""
+"""What was seen, kept: rows of faces in a table; how long everyone showed which expression; which files are done."""
 
 import contextlib
 import csv
@@ -18,9 +18,29 @@ except ImportError:  # Windows
     fcntl = None
 
 COLUMNS = ("source", "frame", "seconds", "track", "x", "y", "width", "height", "label", "confidence")
+GROUP = 10_000  # rows that a Parquet file gets at a time
 LISTED = 5  # people in the printed summary, those seen longest first
 DRAWN = 20  # people in the timeline
 BLINK = 1.0  # seconds that a face may be away without a gap in its timeline
+
+
+def row(source, frame, face):
+    """The values of COLUMNS, and the probabilities, for a face; as `Table.write` takes them."""
+    name = str(source).encode(errors="backslashreplace").decode()
+    chances = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
+    return [name, frame.number, round(frame.seconds, 3), face.number, *face.box, face.label, *chances]
+
+
+def claim(file, path):
+    """Keep other programs from writing the open `file` until it is closed. Raises UserError when one is at it."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{path}: another program is writing it; choose another name") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 class Table:
@@ -41,14 +61,7 @@ class Table:
             raise UserError(f"{path}: exists already; choose another name, or give --overwrite") from None
         except OSError as error:
             raise UserError(f"{path}: can't be written ({error.strerror})") from None
-        try:
-            if fcntl:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.close()
-            raise UserError(f"{path}: another program is writing it; choose another name") from None
-        except OSError:  # a file system without locks
-            pass
+        claim(self.file, path)
         self.regular = stat.S_ISREG(os.fstat(self.file.fileno()).st_mode)  # and no pipe, which has no size
 
     def __enter__(self):
@@ -62,10 +75,7 @@ class Table:
         if self.size is None and table:
             table.writerow([*COLUMNS, *self.labels])
         for face in faces:
-            confidence, *probabilities = (round(float(value), 4) for value in (face.confidence, *face.probabilities))
-            name = str(source).encode(errors="backslashreplace").decode()
-            place = [name, frame.number, round(frame.seconds, 3), face.number, *face.box]
-            values = [*place, face.label, confidence, *probabilities]
+            values = row(source, frame, face)
             if table:
                 table.writerow(values)
             else:
@@ -97,6 +107,145 @@ class Table:
             self.path.unlink()
         elif self.size and not kept and kind is None:
             raise UserError(f"{self.path}: was moved or removed while it was written; rows are missing in it")
+
+
+class ParquetTable:
+    """The same as a Parquet file, within `with`; one that is there is written over. It is whole once that has ended.
+
+    Raises UserError when it can't be written, or pyarrow is missing."""
+
+    def __init__(self, path, labels):
+        pyarrow, parquet = self.library()
+        text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+        types = (text, whole, real, *[whole] * 5, text, real, *[real] * len(labels))
+        self.path, self.rows, self.batch = path, [], pyarrow.record_batch
+        self.schema = pyarrow.schema(zip((*COLUMNS, *labels), types, strict=True))
+        with self.complaints():
+            self.writer = parquet.ParquetWriter(path, self.schema)
+
+    @staticmethod
+    def library():
+        try:
+            import pyarrow  # here, for few need it
+            from pyarrow import parquet
+        except ImportError:
+            raise UserError("--parquet: pyarrow is not installed; run: pip install pyarrow") from None
+        return pyarrow, parquet
+
+    @contextlib.contextmanager
+    def complaints(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: can't be written ({error})") from None
+
+    def __enter__(self):
+        return self
+
+    def write(self, source, frame, faces):
+        """As `Table.write`."""
+        self.rows += [row(source, frame, face) for face in faces]
+        if len(self.rows) >= GROUP:
+            self.write_rows()
+
+    def write_rows(self):
+        columns = [list(column) for column in zip(*self.rows, strict=True)]
+        self.rows = []
+        with self.complaints():
+            self.writer.write_batch(self.batch(columns, schema=self.schema))
+
+    def __exit__(self, kind, *_):
+        try:
+            if self.rows and not kind:
+                self.write_rows()
+        finally:
+            with self.complaints():
+                self.writer.close()
+
+
+class Index:
+    """Which files are done, for a run that is begun again: index.csv in the folder of their results, within `with`.
+
+    A row is added when a file's result is there. Of a file that changed, and was done anew, the last row counts. Those
+    that could not be done, and why, come into failed.csv, and are tried again by the next run.
+    made_by: a text that changes with all that decides what is written, so that results of two kinds don't mix.
+    failed: how many could not be done. Raises UserError when the folder holds results of another kind, or can't be
+    written, or another run is at work in it."""
+
+    COLUMNS = ("source", "bytes", "modified", "result", "seconds", "frames", "faces", "people", "broken", "missing")
+
+    def __init__(self, folder, made_by):
+        self.folder, self.path, self.made_by = Path(folder), Path(folder) / "index.csv", made_by
+        self.done, self.asked, self.failed, self.failures = set(), set(), 0, self.folder / "failed.csv"
+        with self.complaints():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "ab", buffering=0)
+            claim(self.file, self.path)
+            self.failures.unlink(missing_ok=True)
+            with open(self.path, "rb") as rows:
+                self.read(rows)
+
+    @contextlib.contextmanager
+    def complaints(self):
+        try:
+            yield
+        except (OSError, ValueError, IndexError, csv.Error) as error:
+            raise UserError(f"{self.path}: can't be read or written ({error}); choose another folder") from None
+
+    def read(self, rows):
+        whole = 0
+        for line in rows:
+            if not line.endswith(b"\n"):  # a run was killed while it wrote
+                self.file.truncate(whole)
+                break
+            whole += len(line)
+            [values] = csv.reader([line.decode()])
+            if values[-1] not in (self.made_by, "made_by"):
+                raise UserError(f"{self.path}: is of another model, cascade or kind of table; choose another folder")
+            self.done.add(hash(tuple(values[:4])))  # a mere number, for there may be millions
+        if not whole:
+            self.append(self.file, [*self.COLUMNS, "made_by"])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def append(self, file, values):
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerow(values)
+        file.write(text.getvalue().encode())
+
+    def key(self, source, result):
+        """What tells that a file is done: (its name, size, time of change, the result's name). Raises OSError."""
+        status = os.stat(source)
+        return printable(source), str(status.st_size), str(status.st_mtime_ns), printable(result)
+
+    def due(self, source, result):
+        """Whether the file `source` is to be done: it isn't done as it is now, or its result, a path in the folder, is
+        gone; and this was not asked of it before."""
+        try:
+            key = hash(self.key(source, result))
+        except OSError:  # no such file: who tries to read it will say so
+            key = hash(source)
+        if key in self.asked:
+            return False
+        self.asked.add(key)
+        return not (key in self.done and (self.folder / result).exists())
+
+    def add(self, source, result, counts):
+        """The file `source` is done. counts: the values of the last six COLUMNS."""
+        with self.complaints():
+            self.append(self.file, [*self.key(source, result), *counts, self.made_by])
+
+    def fail(self, source, why):
+        """The file `source` could not be done."""
+        with self.complaints(), open(self.failures, "ab", buffering=0) as file:
+            if not self.failed:
+                self.append(file, ["source", "why"])
+            self.append(file, [printable(source), why])
+        self.failed += 1
 
 
 class Summary:

@@ -35,6 +35,10 @@ LOST_AFTER = 5  # seconds without a frame until a camera or stream is given up; 
 STALLED_AFTER = 2  # seconds without a frame until it is opened again
 SPARED = 2**20  # bytes of a disk that a recording leaves free, for a film needs some to be ended well
 SHORTEST_STEP, LONGEST_STEP = 0.001, 600  # seconds from one frame of a film to the next; it may say what it will
+EARLIER = 5  # seconds before the wanted place of a film; just after a jump frames may lack what they build on
+EARLIER = (
+    5  # seconds before the place that is wanted in a film: after a jump the first frames may lack what they build on
+)
 BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live source is lost, a file at its end
 # glibc's malloc_trim, where this is the C library
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -67,10 +71,16 @@ def expand(source):
     """The single sources that a word of the command line names, as a list of strings for `Source`.
 
     A folder, without the folders in it, and a pattern such as "holiday/*.jpg" become their images and videos, told by
-    the endings, in natural order: 2 before 10. All else is returned as it is. What exists under its name is no pattern.
-    Digits are a camera's index unless a file has that name; a folder called 0 is written ./0.
-    Raises UserError for a folder that can't be read, and for a folder or pattern without images and videos.
+    the endings, in natural order: 2 before 10; a .txt file becomes its lines. All else is returned as it is. What
+    exists under its name is no pattern. Digits are a camera's index unless a file has that name; a folder called 0 is
+    written ./0.
+    Raises UserError for a folder or list that can't be read, and for one, or a pattern, without images and videos.
     """
+    if is_list(source):
+        names = list(listed(source))
+        if not names:
+            raise UserError(f"{source}: empty; give the name of a file in each line")
+        return names
     if os.path.isdir(source) and not is_camera(source):
         try:
             found = [os.path.join(source, name) for name in os.listdir(source)]
@@ -88,6 +98,20 @@ def expand(source):
     return sorted(names, key=lambda name: [int(x) if x.isdigit() else x.lower() for x in re.split("([0-9]+)", name)])
 
 
+def is_list(source):
+    """Whether it is a text file, with the name of a source in each line."""
+    return source.lower().endswith(".txt") and os.path.isfile(source)
+
+
+def listed(path):
+    """The sources that a text file names, one by one. Raises UserError when it can't be read."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
+            yield from filter(None, map(str.strip, lines))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+
+
 def parse_size(text):
     """(width, height) in pixels that a text such as "1280x720" names. Raises UserError where it doesn't."""
     match = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.lower())
@@ -100,7 +124,8 @@ class Source:
     """The Frames of a camera, a live stream, a video file or an image: iterate over it, within `with`.
 
     Every frame of a file comes, in order; of a live source the newest one, so that a slow program can't fall behind.
-    source: one of `expand`. size: (width, height) to ask of a camera, None for its own choice.
+    source: one of `expand`. size: (width, height) to ask of a camera, None for its own choice. start: when to begin
+    in a film, in seconds; there may be no frames from there on, and few kinds of files can't be entered so.
 
     name: the source, without the user and password of an address. camera, live, still: whether it is a camera; a camera
     or a stream; a single image. rate: frames per second, None where it isn't a video file. length: how many frames the
@@ -110,8 +135,8 @@ class Source:
     Raises UserError when it can't be opened or read, and when a live source is lost and not back in LOST_AFTER seconds.
     """
 
-    def __init__(self, source, size=None):
-        self.address, self.size = str(source), size
+    def __init__(self, source, size=None, start=0.0):
+        self.address, self.size, self.start = str(source), size, start
         self.camera, self.remote = is_camera(self.address), ADDRESS.match(self.address)
         self.name = re.sub("//[^/]*@", "//", self.address) if self.remote else self.address
         ending = Path(self.remote[1] if self.remote else self.address).suffix.lower()
@@ -131,11 +156,11 @@ class Source:
         except BaseException:
             self.__exit__()
             raise
-        if self.first is None:
+        if self.first is None and not start:
             self.fail(f"not {'an image' if self.still else 'a video'} that OpenCV can read, or too large a one")
 
     def __iter__(self):
-        for number, (image, seconds) in enumerate(chain([self.first], self.frames)):
+        for number, (image, seconds) in enumerate(chain([self.first], self.frames) if self.first else ()):
             self.seconds = seconds
             yield Frame(image, number, seconds)
 
@@ -206,17 +231,26 @@ class Source:
         self.length = int(length) if known and 0 < length < 1e9 else None
         end = self.length / self.rate if self.length else float("inf")
         over, broken, failing = 0.0, 0, 0.0  # over: when the latest frame is
+        entered = self.start <= EARLIER
+        if not entered:
+            self.capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - EARLIER))
+        entered = self.start <= EARLIER
+        if not entered:
+            self.capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - EARLIER))
         # a read fails on a broken frame just as after the last one, but the next read goes on behind it
         while broken < BROKEN_IN_A_FILE and (not broken or time.perf_counter() - failing < LOST_AFTER):
             good, image = self.capture.read()
             if good:
                 self.skipped, broken = self.skipped + broken, 0
                 told = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                over, entered = over if entered else told, True
+                over, entered = over if entered else told, True
                 latest = over - 1 / self.rate
                 credible = latest + SHORTEST_STEP < told < latest + LONGEST_STEP and told < end + 1
                 seconds = told if credible else over  # some frames lack their time
                 over = seconds + 1 / self.rate
-                yield image, seconds
+                if seconds >= self.start:
+                    yield image, seconds
             else:
                 failing = failing if broken else time.perf_counter()
                 broken += 1
