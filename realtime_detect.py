@@ -311,7 +311,7 @@ def annotate(options):
     seconds = frames = faces = done = before = 0
     with ExitStack() as stack:
         index = stack.enter_context(Index(folder, job[-1]))
-        submit, count = stack.enter_context(hired)
+        hired = stack.enter_context(hired)
         bar = stack.enter_context(tqdm(unit=" files", total=sum(1 for _ in names()), bar_format=BAR))
 
         def tasks():
@@ -325,9 +325,9 @@ def annotate(options):
                     bar.update()
 
         began = time.perf_counter()
-        for (_, _, name, path, result, part), outcome in workers.work(submit, count, tasks(), urgent):
+        for (_, _, name, path, result, part), outcome in workers.work(hired, tasks(), urgent):
             if isinstance(outcome, Exception):
-                outcome = f"{name}: given up, for {workers.ATTEMPTS} workers died of it ({type(outcome).__name__})"
+                outcome = f"{name}: given up, for {workers.ATTEMPTS} workers died of it; is there too little memory?"
             if part and name not in films:  # failed already
                 continue
             if isinstance(outcome, int):  # a part of a film is done, which has so many as far as is known
