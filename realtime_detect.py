@@ -380,11 +380,11 @@ def annotate_part(job, name, path, result, part):
 
     Returns what `Index.add` counts; of a long film how many parts it has, as far as can be told by then; or a text, why
     it can't be done. Raises UserError where the labeller can't work, for it will not for other files either."""
-    labeller, kept = hired_labeller(*job[:3]), part_file(job, path, part)
-    if kept.exists():  # from a run that was stopped
-        return int(np.load(kept)["parts"])
-    start, end = part * PART, (part + 1) * PART
+    labeller, start, end = hired_labeller(*job[:3]), part * PART, (part + 1) * PART
     try:
+        kept = part_file(job, path, part)
+        if kept.exists():  # from a run that was stopped
+            return int(np.load(kept)["parts"])
         with Source(path, start=max(0, start - OVERLAP)) as source:
             parts = math.ceil(source.length / source.rate / PART) if source.length else 1
             if part == 0 and parts == 1:
@@ -411,8 +411,8 @@ def join_parts(job, name, path, result, parts):
 
     Where two parts don't have the same frames in the time that they share, the film can't be entered in its middle;
     then it is labelled from its beginning to its end here."""
-    kept = [part_file(job, path, part) for part in range(parts)]
     try:
+        kept = [part_file(job, path, part) for part in range(parts)]
         try:
             counts = write_table(job, name, result, joined(kept))
             notes = [(int(file["skipped"]), float(file["missing"])) for file in map(np.load, kept)]
@@ -429,8 +429,9 @@ def join_parts(job, name, path, result, parts):
 
 
 def reason(error, name):
-    text = printable(error)
-    return text if isinstance(error, UserError) else f"{name}: {type(error).__name__}: {text}"
+    if isinstance(error, OSError):
+        error = UserError(f"{name}: {error.strerror or error}")
+    return printable(error if isinstance(error, UserError) else f"{name}: {type(error).__name__}: {error}")
 
 
 def watch(source, labeller):

@@ -36,9 +36,6 @@ STALLED_AFTER = 2  # seconds without a frame until it is opened again
 SPARED = 2**20  # bytes of a disk that a recording leaves free, for a film needs some to be ended well
 SHORTEST_STEP, LONGEST_STEP = 0.001, 600  # seconds from one frame of a film to the next; it may say what it will
 EARLIER = 5  # seconds before the wanted place of a film; just after a jump frames may lack what they build on
-EARLIER = (
-    5  # seconds before the place that is wanted in a film: after a jump the first frames may lack what they build on
-)
 BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live source is lost, a file at its end
 # glibc's malloc_trim, where this is the C library
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -234,16 +231,12 @@ class Source:
         entered = self.start <= EARLIER
         if not entered:
             self.capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - EARLIER))
-        entered = self.start <= EARLIER
-        if not entered:
-            self.capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - EARLIER))
         # a read fails on a broken frame just as after the last one, but the next read goes on behind it
         while broken < BROKEN_IN_A_FILE and (not broken or time.perf_counter() - failing < LOST_AFTER):
             good, image = self.capture.read()
             if good:
                 self.skipped, broken = self.skipped + broken, 0
                 told = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                over, entered = over if entered else told, True
                 over, entered = over if entered else told, True
                 latest = over - 1 / self.rate
                 credible = latest + SHORTEST_STEP < told < latest + LONGEST_STEP and told < end + 1

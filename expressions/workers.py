@@ -8,48 +8,67 @@ import contextlib
 import functools
 import logging
 import multiprocessing
+import os
+import re
 import signal
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from queue import SimpleQueue
 from typing import NamedTuple
 
 from expressions import UserError, printable
 
-ATTEMPTS = 3
-AHEAD = 2  # tasks that are handed out for each worker, so that none waits for its next one
+ATTEMPTS = 5  # machines may be taken away again and again
+AHEAD = 2  # tasks that a cluster has for each worker, so that none waits for its next one
+ANSWERS = 10  # seconds in which a cluster has to answer
 RECOUNTED = 10  # seconds after which a cluster is asked again how many workers it has
 
 
 class Workers(NamedTuple):
-    """submit: hands out a task, submit(function, *arguments), and returns a concurrent.futures.Future. count: tells how
-    many workers there are. died: whether an exception of such a Future tells that its worker died."""
+    """submit: hands out a task, submit(function, *arguments), and returns a concurrent.futures.Future. most: tells how
+    many tasks may be out at a time. died: the exceptions of such a Future that tell that its worker died."""
 
     submit: Callable
-    count: Callable
-    died: Callable
+    most: Callable
+    died: tuple
 
 
 @contextlib.contextmanager
 def processes(count):
     """So many processes of this machine, as Workers for `with`."""
-    from pebble import ProcessExpired, ProcessPool  # where one worker of a standard pool dies, all its tasks are lost
 
-    pool = ProcessPool(count, initializer=ignore_ctrl_c, context=multiprocessing.get_context("spawn"))
+    def hire():
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with, [signal.SIGINT])
+
+    free = [hire() for _ in range(count)]  # a pool each, for when a process dies all tasks of its pool are lost
+
+    def submit(function, *arguments):
+        pool = free.pop()
+        try:
+            future = pool.submit(function, *arguments)
+        except BrokenProcessPool:  # it died with nothing to do
+            pool = hire()
+            future = pool.submit(function, *arguments)
+        future.add_done_callback(lambda _: free.append(pool))
+        return future
+
     try:
-        yield Workers(
-            lambda function, *arguments: pool.submit(function, None, *arguments),
-            lambda: count,
-            lambda error: isinstance(error, ProcessExpired),
-        )
+        yield Workers(submit, lambda: count, (BrokenProcessPool,))
     finally:
-        pool.stop()
-        pool.join()
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
-def ignore_ctrl_c():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to them too; who hands out the work ends it
+def end_with(ignored):
+    """What a process begins with: it ends when the program does, however that ends, and not at a Ctrl-C of its own."""
+    signal.signal(ignored, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -61,18 +80,21 @@ def cluster(address, folder):
     """
     try:
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
     except ImportError:
         raise UserError("--ray: Ray is not installed; run: pip install ray, or use --workers instead") from None
+    place = re.fullmatch("(?:ray://)?(.+):([0-9]{1,5})", address)
     try:
+        if place:  # Ray itself would try for minutes
+            socket.create_connection((place[1].strip("[]"), int(place[2])), ANSWERS).close()
         ray.init(
             address=address or "local",
             runtime_env={"working_dir": str(folder), "excludes": [".git", "/docs", "/tests"]},
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray {address}: no cluster there ({last_line(error)})") from None
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        raise UserError(f"--ray {address}: no cluster there ({last_line(error)}); start one with: ray start") from None
     counted = [0, 0.0]
 
     def count():
@@ -84,22 +106,22 @@ def cluster(address, folder):
     try:
         yield Workers(
             lambda function, *arguments: task(function).remote(*arguments).future(),
-            count,
-            lambda error: isinstance(error, RayError) and not isinstance(error, RayTaskError),
+            lambda: AHEAD * count(),
+            (WorkerCrashedError, NodeDiedError, OutOfMemoryError, LocalRayletDiedError),
         )
     finally:
         ray.shutdown()
 
 
 def work(workers, tasks, urgent):
-    """Have tasks done, AHEAD at a time for each worker; yields each with its result, in whatever order they end.
+    """Have tasks done by Workers; yields each with its result, in whatever order they end.
 
     tasks: an iterable of tuples, a function and its arguments. urgent: a deque of tasks that go before those; the
     caller may add to it. The result of a task that ATTEMPTS workers died of is the last exception.
     Raises UserError for what a task itself raises: it is the workers that are unfit then, and all tasks would fail."""
     tasks, running, done, deaths = iter(tasks), {}, SimpleQueue(), Counter()
     while True:
-        while len(running) < AHEAD * workers.count():
+        while len(running) < workers.most():
             task = urgent.popleft() if urgent else next(tasks, None)
             if task is None:
                 break
@@ -113,7 +135,7 @@ def work(workers, tasks, urgent):
         try:
             result = future.result()
         except Exception as error:
-            if not workers.died(error):
+            if not isinstance(error, workers.died):
                 raise UserError(f"the workers can't work: {last_line(error)}") from None
             deaths[task] += 1
             if deaths[task] < ATTEMPTS:

@@ -1,0 +1,363 @@
+"""Many files by many workers: the rows of one, each file once, whatever dies."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import deque
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, command, heed_ctrl_c, run
+
+from expressions import UserError, synthetic, workers
+from expressions.faces import OVERLAP, PART, Box, Face, Numbering
+from expressions.results import Index
+from expressions.video import Source
+
+RATE = 10
+
+
+def write_film(path, seconds, codec="MJPG"):
+    """Two faces of which one moves about and the other comes and goes, in a scene that changes now and then."""
+    random = np.random.default_rng(3)
+    faces = [synthetic.draw_face(label, random, 90) for label in ("happy", "surprise")]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), RATE, (320, 240))
+    for number in range(round(seconds * RATE)):
+        frame = np.full((240, 320), 110 + 60 * (number // 450 % 2), np.uint8)
+        x = round(40 + 25 * np.sin(number / 9))
+        frame[60:150, x : x + 90] = faces[0]
+        if number % 97 < 70:
+            frame[100:190, 200:290] = faces[1]
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, frame):
+    """A folder with a film of three parts, a short one, a picture, and what is none."""
+    folder = tmp_path_factory.mktemp("material")
+    write_film(folder / "long.avi", 2 * PART + 5)
+    write_film(folder / "short.avi", 3)
+    cv2.imwrite(str(folder / "me.png"), frame)
+    (folder / "bad.mp4").write_text("no film")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(material, tmp_path_factory, trained):
+    """The rows of each file as one process writes them, into one table."""
+    table = tmp_path_factory.mktemp("one") / "seen.csv"
+    result = run("realtime_detect.py", "--source", material, "--model", trained, "--csv", table, "--no-window")
+    assert result.returncode == 2 and "bad.mp4" in result.stderr
+    rows = {}
+    for row in read(table):
+        rows.setdefault(Path(row["source"]).name, []).append(row)
+    return rows
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def annotate(material, trained, folder, *arguments):
+    return run("realtime_detect.py", "--source", material, "--model", trained, "--csv", folder, *arguments)
+
+
+def check(folder, expected):
+    """All is there, once, and as it should be."""
+    index = read(folder / "index.csv")
+    assert sorted(Path(row["source"]).name for row in index) == ["long.avi", "me.png", "short.avi"]
+    for row in index:
+        rows = read(folder / row["result"])
+        assert rows == expected[Path(row["source"]).name]
+        assert int(row["faces"]) == len(rows) and int(row["people"]) == len({row["track"] for row in rows})
+    assert {path.name for path in folder.iterdir()} == {
+        "index.csv", "failed.csv", "long.avi.csv", "me.png.csv", "short.avi.csv",
+    }  # fmt: skip
+    assert [Path(row["source"]).name for row in read(folder / "failed.csv")] == ["bad.mp4"]
+
+
+def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
+    """One is there all the time, on the left, and so has the same number on both sides of each seam."""
+    left = [row for row in expected["long.avi"] if int(row["x"]) < 120]
+    assert len(left) > 0.95 * (2 * PART + 5) * RATE
+    for seam in (PART, 2 * PART):
+        near = [row for row in left if abs(float(row["seconds"]) - seam) < 2 * OVERLAP]
+        assert len({row["track"] for row in near}) == 1 and len(near) > 0.95 * 4 * OVERLAP * RATE
+    assert len({row["track"] for row in left}) == 3  # and another one after each cut of the film
+
+
+def test_two_workers_write_what_one_process_writes(material, expected, trained, tmp_path):
+    results = tmp_path / "results"
+    result = annotate(material, trained, results, "--workers", 2)
+    assert result.returncode == 1, result.stderr
+    check(results, expected)
+    assert "bad.mp4: not a video" in result.stderr and "1 files could not be done" in result.stderr
+    assert "3 files: " in result.stdout
+
+    times = {path: path.stat().st_mtime_ns for path in results.glob("*.avi.csv")}
+    os.utime(material / "me.png")  # as if it had been changed
+    (results / "short.avi.csv").unlink()
+    again = annotate(material, trained, results, "--workers", 1)
+    assert again.returncode == 1 and "2 files, 1 done before" in again.stdout
+    assert (results / "long.avi.csv").stat().st_mtime_ns == times[results / "long.avi.csv"]
+    assert read(results / "short.avi.csv") == expected["short.avi"]
+
+
+def test_ray_writes_what_one_process_writes(material, expected, trained, tmp_path):
+    pytest.importorskip("ray")
+    result = annotate(material, trained, tmp_path / "results", "--ray")
+    assert result.returncode == 1, result.stderr
+    check(tmp_path / "results", expected)
+
+
+def children(process):
+    """The worker processes of a run."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+
+
+@pytest.fixture
+def started(material, trained, tmp_path):
+    """A run of two workers in the background."""
+    arguments = "--source", material, "--model", trained, "--csv", tmp_path / "results", "--workers", 2
+    process = subprocess.Popen(
+        command("realtime_detect.py", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_ctrl_c, cwd="/",
+    )  # fmt: skip
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.faults
+def test_workers_that_are_killed(started, expected, tmp_path):
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        wait_for(lambda: started.poll() is not None or len(children(started)) == 2)
+        time.sleep(random.uniform(0.3, 1.5))
+        if started.poll() is None and (alive := children(started)):
+            os.kill(random.choice(alive), signal.SIGKILL)
+    output, errors = started.communicate(timeout=120)
+    assert started.returncode == 1, errors
+    check(tmp_path / "results", expected)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp_path, number):
+    results = tmp_path / "results"
+    wait_for(lambda: list((results / ".parts").glob("*-0.npz")))
+    workers_then = children(started)
+    os.kill(started.pid, number)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[number] and "Traceback" not in errors
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers_then))  # and leaves no one behind
+    assert not (results / "long.avi.csv").exists()
+    [kept] = (results / ".parts").glob("*-0.npz")
+    before = kept.stat().st_mtime_ns
+    result = annotate(material, trained, results, "--workers", 2)
+    assert result.returncode == 1, result.stderr
+    assert before < (results / "long.avi.csv").stat().st_mtime_ns
+    check(results, expected)
+
+
+@pytest.mark.faults
+def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
+    """Entered where frame 1 should come, frame 2 comes."""
+    import realtime_detect
+
+    jumped = []
+    original = cv2.VideoCapture
+
+    class Inexact:
+        def __init__(self, *arguments):
+            self.capture = original(*arguments)
+
+        def set(self, name, value):
+            done = self.capture.set(name, value)
+            if name == cv2.CAP_PROP_POS_MSEC:
+                jumped.append(value)
+                self.capture.read()
+                self.late = self.capture.read()[1]
+            return done
+
+        def read(self):
+            good, image = self.capture.read()
+            return good, cv2.flip(image, 1) if good and hasattr(self, "late") else image
+
+        def __getattr__(self, name):
+            return getattr(self.capture, name)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Inexact)
+    film, results = material / "long.avi", tmp_path / "results"
+    job = (trained, None, False, results, ".csv", "x")
+    try:
+        for part in range(3):
+            assert realtime_detect.annotate_part(job, str(film), str(film), "long.csv", part) == 3
+        counts = realtime_detect.join_parts(job, str(film), str(film), "long.csv", 3)
+    finally:
+        cv2.setNumThreads(-1)
+        realtime_detect.hired_labeller.cache_clear()
+    assert len(jumped) == 2 and counts[1] == (2 * PART + 5) * RATE
+    assert read(results / "long.csv") == expected["long.avi"]
+    assert not list((results / ".parts").iterdir())
+
+
+def test_parquet_has_what_csv_has(material, expected, trained, tmp_path):
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    arguments = "--source", material / "short.avi", "--model", trained, "--workers", 1
+    result = run("realtime_detect.py", *arguments, "--parquet", tmp_path / "results")
+    assert result.returncode == 0, result.stderr
+    rows = parquet.read_table(tmp_path / "results" / "short.avi.parquet").to_pylist()
+    assert len(rows) == len(expected["short.avi"]) > 10
+    for row, wanted in zip(rows, expected["short.avi"], strict=True):
+        assert {name: type(value)(wanted[name]) for name, value in row.items()} == row
+
+
+def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    shutil.copy(material / "me.png", tmp_path / "in" / "deep")
+    names = ["in/deep/me.png", "", str(material / "me.png"), "in/deep/me.png", "in/none.png"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    arguments = "--source", "list.txt", "--model", trained, "--workers", 1, "--csv", "results"
+    result = run("realtime_detect.py", *arguments, folder=tmp_path)
+    assert result.returncode == 1 and "none.png: No such file" in result.stderr
+    index = read(tmp_path / "results" / "index.csv")
+    assert [row["source"] for row in index] == [names[0], names[2]]
+    assert index[0]["result"] == "in/deep/me.png.csv" and index[1]["result"].startswith("__/")
+    for row in index:
+        assert read(tmp_path / "results" / row["result"])[0]["source"] == row["source"]
+    one = run("realtime_detect.py", "--source", "list.txt", "--model", trained, "--csv", "all.csv", folder=tmp_path)
+    assert one.returncode == 2 and [row["source"] for row in read(tmp_path / "all.csv")] == names[:1] + names[2:4]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["--workers", "0", "--csv", "x"], "--workers 0: takes a whole number from 1 to 1000"),
+        (["--workers", "2"], "go with one folder, in --csv or --parquet"),
+        (["--parquet", "x"], "--parquet with --workers or --ray"),
+        (["--workers", "2", "--csv", "x", "--parquet", "y"], "go with one folder"),
+        (["--workers", "2", "--ray", "--csv", "x"], "give one of them"),
+        (["--workers", "2", "--csv", "x", "--save", "y"], "--save: goes with one file at a time"),
+        (["--workers", "2", "--csv", "{file}"], "is a file; --workers and --ray take a folder"),
+        (["--workers", "2", "--csv", "{full}"], "is of another model, cascade or kind of table"),
+        (["--workers", "2", "--csv", "{torn}"], "can't be read or written"),
+        (["--workers", "2", "--csv", "x", "--source", "{folder}/none/*.mp4"], "no image or video there"),
+        (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
+        (["--ray", "127.0.0.1:1", "--csv", "x"], "--ray 127.0.0.1:1: no cluster there"),
+    ],
+)
+def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
+    if "--ray" in arguments:
+        pytest.importorskip("ray")
+    for name, text in (("full", "source,made_by\nx,y\n"), ("torn", "\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.csv").write_text(text)
+    places = {"file": trained, "folder": tmp_path, "full": tmp_path / "full", "torn": tmp_path / "torn"}
+    given = [argument.format(**places) for argument in arguments]
+    source = [] if "--source" in given else ["--source", material]
+    result = run("realtime_detect.py", *source, "--model", trained, *given, folder=tmp_path)
+    assert result.returncode == 2 and complaint in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert (tmp_path / "full" / "index.csv").read_text() == "source,made_by\nx,y\n"
+
+
+def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
+    (tmp_path / "a").write_text("a")
+    with Index(tmp_path, "us") as index:
+        assert index.due(tmp_path / "a", "a.csv") and not index.due(tmp_path / "a", "a.csv")
+        (tmp_path / "a.csv").write_text("rows")
+        index.add(tmp_path / "a", "a.csv", (0, 1, 2, 1, 0, 0))
+        with pytest.raises(UserError, match="another program is writing it"):
+            Index(tmp_path, "us")
+    with open(tmp_path / "index.csv", "a") as file:
+        file.write("half a ro")
+    with Index(tmp_path, "us") as index:
+        assert not index.due(tmp_path / "a", "a.csv")
+    rows = read(tmp_path / "index.csv")
+    assert len(rows) == 1 and rows[0]["faces"] == "2"
+
+
+def test_people_keep_their_numbers_from_one_tracker_to_the_next():
+    numbering = Numbering()
+
+    def seen(*places):
+        return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
+
+    assert [face.number for face in numbering.name(seen((4, 0), (7, 200)))] == [1, 2]
+    for _ in range(3):  # they pass each other: for one frame the other one is there
+        numbering.meet(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
+    numbering.meet(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
+    numbering.change()
+    assert [face.number for face in numbering.name(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
+    numbering.change()  # nobody was seen by both
+    assert [face.number for face in numbering.name(seen((1, 204)))] == [4]
+
+
+@pytest.mark.parametrize("name, codec", [("film.avi", "MJPG"), ("film.mp4", "mp4v"), ("film.webm", "VP80")])
+def test_a_film_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
+    path = write_film(tmp_path / name, 12, codec)
+    with Source(path) as source:
+        frames = [(frame.seconds, frame.image.tobytes()) for frame in source]
+    for start in (2, 7.5, 11.95, 13):
+        with Source(path, start=start) as source:
+            rest = [(frame.seconds, frame.image.tobytes()) for frame in source]
+        assert rest == [(seconds, image) for seconds, image in frames if seconds >= start]
+
+
+def double(number):
+    if number == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 14 and not (marker := Path(os.environ["MARKER"])).exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def unfit(number):
+    raise UserError("no model here")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_a_task_that_kills_its_workers_is_given_up_and_no_other(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    if engine == "ray":
+        pytest.importorskip("ray")
+    taken = []
+
+    def tasks():
+        for number in range(40):
+            taken.append(number)
+            yield double, number
+
+    with workers.processes(2) if engine == "processes" else workers.cluster("", ROOT) as hired:
+        results = {}
+        for (_, number), result in workers.work(hired, tasks(), deque()):
+            assert number not in results and len(taken) <= len(results) + hired.most() + 1  # no more than needed
+            results[number] = result
+        assert isinstance(results.pop(13), Exception)
+        assert results == {number: 2 * number for number in range(40) if number != 13}
+        with pytest.raises(UserError, match="no model here"):
+            list(workers.work(hired, iter([(unfit, 1)]), deque()))
