@@ -199,7 +199,7 @@ def detect(options):
         raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
     names, options.size = expand(options.source), options.size and parse_size(options.size)
     several, failed = names != [options.source], 0  # a folder or pattern, whatever it holds
-    root = (os.path.commonpath([os.path.dirname(name) for name in names]) or ".") if several else None
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if several else None
     options.sources = {os.path.realpath(name) for name in names}
     targets = [os.path.realpath(path) for path in results]
     for path, target in zip(results, targets, strict=True):
