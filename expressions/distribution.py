@@ -23,7 +23,7 @@ from expressions import UserError, quiet
 ADDRESSES, COUNT, NUMBER = (f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"))
 PATIENCE = 120  # seconds in which all processes have to come
 SILENCE = 20  # seconds without a sign of life, after which a process counts as lost
-GONE = re.compile("gloo|nccl|connection|unavailable|heartbeat", re.IGNORECASE)  # what an exchange with it fails with
+GONE = re.compile("Gloo|NCCL|UNAVAILABLE|Connection (closed|refused|reset)")  # of a lost process
 
 
 def place():
@@ -82,7 +82,7 @@ def joined():
             yield number
             sync_global_devices("all are done")
         except BaseException as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error)):
+            if isinstance(error, (RuntimeError, ValueError)) and GONE.search(str(error)):  # JAX raises both
                 lost()
             atexit.register(os._exit, 2)  # before JAX, which would wait for the other processes
             raise
