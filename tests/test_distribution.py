@@ -19,7 +19,7 @@ from expressions.classifier import Classifier
 
 pytest.importorskip("jax")
 
-# A network that is soon compiled, without augmentation, by which processes differ, at a rate that doesn't blow rounding up.
+# A network that is soon compiled; no augmentation, by which processes differ; a rate that doesn't blow rounding up.
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -255,6 +255,13 @@ def test_a_batch_that_cant_be_divided(monkeypatch):
     with pytest.raises(UserError, match="--batch-size 64: can't be divided among 3 devices; give 63"):
         distribution.shared(numbered(5, 64), "--batch-size")
     assert len(distribution.shared(numbered(128, 64))) == 2  # validation's size is nobody's choice
+
+
+def test_a_process_of_another_run_is_told_so(monkeypatch):
+    monkeypatch.setattr(distribution, "of_first", lambda content: b'{"seed": 1, "data": "a", "start": null}')
+    distribution.agree({"seed": 1, "data": "a", "start": None})
+    with pytest.raises(UserError, match=r"\(seed is 1 there, data is a there\)"):
+        distribution.agree({"seed": 0, "data": "b", "start": None})
 
 
 def test_nobody_answers(start, data_folder, tmp_path):
