@@ -13,6 +13,7 @@ A run leaves models/NAME.h5, and beside it the folder models/NAME with curves, c
 """
 
 import argparse
+import contextlib
 import errno
 import functools
 import hashlib
@@ -36,7 +37,19 @@ with quiet():  # its greeting as well
     import keras
     from keras import callbacks, layers
 
-from expressions import EMOTIONS, IMAGE_SIZE, SCALE, UserError, as_program, dataset, printable, report, synthetic, video
+from expressions import (
+    EMOTIONS,
+    IMAGE_SIZE,
+    SCALE,
+    UserError,
+    as_program,
+    dataset,
+    distribution,
+    printable,
+    report,
+    synthetic,
+    video,
+)
 from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch, WeightAverage, run_folder
 from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
@@ -164,9 +177,10 @@ def attempt(arguments):
         if options.evaluate:
             evaluate(options)
         else:
-            data = load_data(options)
-            with run_folder(options.model) as folder:
-                train(data, options, folder)
+            with distribution.joined() as process:
+                data = load_data(options)
+                with run_folder(options.model) if process == 0 else contextlib.nullcontext(Path()) as folder:
+                    train(data, options, folder, process)
     except BrokenPipeError:
         raise
     except (UserError, OSError) as error:
@@ -271,14 +285,18 @@ def describe_data(data):
         print(f"  {printable(note)}")
 
 
-def train(data, options, folder):
-    """Train on `data`; leave the model at options.model, and its report in `folder`."""
+def train(data, options, folder, process):
+    """Train on `data`; leave the model at options.model, and its report in `folder`.
+
+    process: the number of this process; those but 0 take part in the training alone."""
+    first = process == 0
     keras.utils.set_random_seed(options.seed)
     # Keras reminds at every save that .h5 is an old format; it is the one that was asked for
     logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
-    report.draw_distribution(data, folder / "distribution.png")
-    report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
-    if options.show:
+    if first:
+        report.draw_distribution(data, folder / "distribution.png")
+        report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
+    if options.show and first:
         video.show_picture(folder / "samples.png")
 
     recipe = GOING_ON if options.start else ANEW
@@ -291,56 +309,67 @@ def train(data, options, folder):
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
     settings |= {"epochs": options.epochs, "data": data.fingerprint()}
     settings |= {"teachers": list(map(sha256, options.teacher)), "start": options.start and sha256(options.start)}
+    distribution.agree(settings | {"--resume": options.resume})
     average = WeightAverage(train_images.x, SCALE) if options.start else None
     remembering = [
         BestModel(best, monitor="val_accuracy", mode="max"),
         callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
         callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),
     ]
-    backup = Backup(folder / "state.npz", settings, remembering, history, train_images, average)
+    train_share = distribution.shared(train_images, "--batch-size")
+    backup = Backup(
+        folder / "state.npz", settings, remembering, history, train_share, average, first, distribution.of_first
+    )
 
     # a run that goes on computes as it began
-    policy = backup.read()[0]["settings"].get("precision") if options.resume else fastest_policy()
+    if options.resume:
+        policy = backup.read()[0]["settings"].get("precision")
+    else:
+        policy = distribution.of_first(lambda: fastest_policy().encode()).decode()
     settings["precision"] = policy
-    keras.config.set_dtype_policy(policy)
-    network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
-    keras.config.set_dtype_policy("float32")
-    if weights:
-        network.set_weights(weights)
-    rates = learning_rates(recipe, options)
-    optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    loss, accuracy = loss_and_accuracy(len(data.labels), recipe.label_smoothing)
-    network.compile(optimizer, loss, metrics=[accuracy])
-    network.summary()
+    with distribution.all_devices():
+        keras.config.set_dtype_policy(policy)
+        network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
+        keras.config.set_dtype_policy("float32")
+        if weights:
+            network.set_weights(weights)
+        rates = learning_rates(recipe, options)
+        optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        loss, accuracy = loss_and_accuracy(len(data.labels), recipe.label_smoothing)
+        network.compile(optimizer, loss, weighted_metrics=[accuracy])
+        network.summary()
 
-    epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
-    # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
-    schedule = callbacks.LearningRateScheduler(
-        lambda epoch, rate: rate * rates[epoch] / rates[epoch - 1] if epoch else rate
-    )
-    logger = callbacks.CSVLogger(history, append=True)
-    steps = [callbacks.TerminateOnNaN(), Stopwatch(), schedule, *filter(None, [average]), logger, *remembering, backup]
-    try:
-        if not ended and epochs_done < options.epochs:
-            network.fit(
-                train_images,
-                validation_data=validation_images,
-                epochs=options.epochs,
-                initial_epoch=epochs_done,
-                callbacks=steps,
-                shuffle=False,  # the order of batches; the generator shuffles the images
-                verbose=1 if sys.stdout.isatty() else 2,
-            )
-        complete = True
-    except KeyboardInterrupt:
-        complete = False
-        if best.exists():
-            print("\nStopped. The best epoch so far becomes the model; --resume goes on after the last whole epoch.")
-    except Exception as error:
-        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):  # each backend has an error of its own
-            raise UserError(f"--batch-size {options.batch_size}: no memory for so many images; give less") from None
-        raise
+        epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
+        # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
+        schedule = callbacks.LearningRateScheduler(
+            lambda epoch, rate: rate * rates[epoch] / rates[epoch - 1] if epoch else rate
+        )
+        writing = [callbacks.CSVLogger(history, append=True), remembering[0]] if first else []
+        steps = [callbacks.TerminateOnNaN(), Stopwatch(), schedule, *filter(None, [average]), *writing]
+        steps += [*remembering[1:], backup, *distribution.stop_together()]
+        try:
+            if not ended and epochs_done < options.epochs:
+                network.fit(
+                    train_share,
+                    validation_data=distribution.shared(validation_images),
+                    epochs=options.epochs,
+                    initial_epoch=epochs_done,
+                    callbacks=steps,
+                    shuffle=False,  # the order of batches; the generator shuffles the images
+                    verbose=1 if sys.stdout.isatty() else 2,
+                )
+            complete = True
+        except KeyboardInterrupt:
+            complete = False
+            if best.exists():
+                print("\nStopped. The best epoch becomes the model; --resume goes on after the last whole epoch.")
+        except Exception as error:
+            if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):  # each backend has an error of its own
+                raise UserError(f"--batch-size {options.batch_size}: no memory for so many images; give less") from None
+            raise
+    if not first:
+        return
     if not best.exists():
         raise UserError(f"{folder}: no epoch has ended well, so there is no model; {options.model} is as it was")
     finish(best, data, options, {"started": backup.started, "precision": policy})

@@ -1,6 +1,7 @@
 """Keep what a training run has reached: the best model, whole at any moment, and what a killed run needs to go on."""
 
 import contextlib
+import io
 import json
 import os
 import time
@@ -100,7 +101,7 @@ class WeightAverage(keras.callbacks.Callback):
         for number, images in enumerate(np.array_split(self.images, -(-len(self.images) // 128))):
             for layer in layers:
                 layer.momentum = number / (number + 1)  # the mean of all batches
-            self.model(images[:, :, :: 1 - 2 * (number % 2)], training=True)  # every other one mirrored
+            self.model(everywhere(images[:, :, :: 1 - 2 * (number % 2)]), training=True)  # every other one mirrored
         for layer, momentum in zip(layers, momentums, strict=True):
             layer.momentum = momentum
 
@@ -114,11 +115,15 @@ class Backup(keras.callbacks.Callback):
 
     path: the .npz file. settings: what a resumed run must have in common with this one (JSON values).
     callbacks: those that remember something. history: the path of CSVLogger's file. images: the training iterator.
-    average: the run's WeightAverage, if it has one.
+    average: the run's WeightAverage, if it has one. first: whether this process is the one that saves. of_first: gives,
+    in all processes that train together, the bytes that a function returns in that one.
     """
 
-    def __init__(self, path, settings, callbacks, history, images, average=None):
+    def __init__(
+        self, path, settings, callbacks, history, images, average=None, first=True, of_first=lambda read: read()
+    ):
         super().__init__()
+        self.first, self.of_first = first, of_first
         self.path, self.settings, self.callbacks, self.average = Path(path), settings, callbacks, average
         self.history, self.images = Path(history), images
         self.memory, self.started = None, time.strftime("%Y-%m-%d %H:%M:%S")
@@ -127,6 +132,8 @@ class Backup(keras.callbacks.Callback):
         """Remove what an earlier run left: its history, and the file `best`. Returns (0, False), as `restore` does.
 
         Raises UserError when that run was stopped before its end, for it can be resumed."""
+        if not self.first:
+            return 0, False
         if self.path.exists():
             raise UserError(
                 f"{self.path.parent}: holds a run that was stopped; go on with --resume, "
@@ -157,17 +164,18 @@ class Backup(keras.callbacks.Callback):
         except ValueError:
             raise UserError(f"{self.path}: belongs to a network of other layers; remove it to start anew") from None
         self.memory, self.started = state["memory"], state["started"]
-        self.history.write_text(state["history"], encoding="utf-8")
+        if self.first:
+            self.history.write_text(state["history"], encoding="utf-8")
         return state["epochs"], state["ended"]
 
     def read(self):
         """The saved state (a dictionary) and the values of the variables, in order.
 
         Raises UserError when there is none, or it is damaged."""
-        if not self.path.exists():
+        if self.first and not self.path.exists():
             raise UserError(f"{self.path}: no run to resume; start one without --resume")
         try:
-            with np.load(self.path) as file:
+            with np.load(io.BytesIO(self.of_first(self.path.read_bytes))) as file:
                 state = json.loads(str(file["state"]))
                 return state, [file[f"variable{index}"] for index in range(state["variables"])]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -188,7 +196,7 @@ class Backup(keras.callbacks.Callback):
         self.images.on_epoch_end()  # shuffles
 
     def on_epoch_end(self, epoch, logs=None):
-        if not np.isfinite(logs["loss"]):
+        if not self.first or not np.isfinite(logs["loss"]):
             return  # the last good state is worth more
         memory = [
             {name: plain(getattr(callback, name)) for name in MEMORY if hasattr(callback, name)}
@@ -210,6 +218,15 @@ class Backup(keras.callbacks.Callback):
         partial = self.path.with_suffix(".partial.npz")
         np.savez(partial, state=np.array(json.dumps(state)), **values)
         os.replace(partial, self.path)
+
+
+def everywhere(images):
+    """`images` on each of the devices that the network is on."""
+    distribution = keras.distribution.distribution()
+    if not distribution:
+        return images
+    layout = keras.distribution.TensorLayout([None] * images.ndim, distribution.device_mesh)
+    return keras.distribution.distribute_tensor(images, layout)
 
 
 def plain(value):
