@@ -10,7 +10,6 @@ Whole commands are timed, starts included, in turn, on two processor cores. Ray 
 import argparse
 import os
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -131,6 +130,11 @@ def peaks(parent):
                 yield int(found[1]) / 1024
 
 
+def resident():
+    """The memory that this process has now, in bytes (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def nothing(number):
     return 0.0, 1, 1, 1, 0, 0.0
 
@@ -139,14 +143,13 @@ def hand_out(count, name, hired):
     """Time tasks that do nothing, each entered into an index, and the memory that this takes."""
     with tempfile.TemporaryDirectory() as folder, hired as hired, Index(folder, "nothing") as index:
         list(workers.work(hired, ((nothing, number) for number in range(100)), deque()))  # all are at work
-        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began, before = time.perf_counter(), resident()
         tasks = ((nothing, number) for number in range(count) if index.due(f"{ROOT}/{number}.mp4", f"{number}.csv"))
         for (_, number), counts in workers.work(hired, tasks, deque()):
             index.add(__file__, f"{number}.csv", counts)
-        passed, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        passed, grown = time.perf_counter() - began, resident() - before
         size = index.path.stat().st_size / count
-    grown = (after - before) / 1024  # kilobytes on Linux
-    each = f"{1e3 * passed / count:.2f} ms, {1e6 * grown / count:.0f} bytes of memory and {size:.0f} of the index each"
+    each = f"{1e3 * passed / count:.2f} ms, {grown / count:.0f} bytes of memory and {size:.0f} of the index each"
     print(f"{count} tasks that do nothing, {name}: {each}")
 
 
