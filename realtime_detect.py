@@ -27,14 +27,25 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter hides the program's own words
 
 import cv2
-import numpy as np
 from tqdm import tqdm
 
 from expressions import UserError, as_program, compiled, overlay, printable, workers
 from expressions.classifier import Classifier
 from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker, crop
-from expressions.results import Index, ParquetTable, Summary, Table
-from expressions.video import CODECS, Frame, Recording, Source, Window, expand, has_display, is_list, listed, parse_size
+from expressions.results import Index, ParquetTable, Summary, Table, keep, kept
+from expressions.video import (
+    CODECS,
+    Frame,
+    Recording,
+    Source,
+    Window,
+    expand,
+    has_display,
+    is_list,
+    listed,
+    parse_size,
+    place_of_result,
+)
 
 HERE = Path(__file__).resolve().parent
 MODEL, CASCADE = HERE / "models" / "emotion_model.h5", HERE / "haarcascade_frontalface_default.xml"
@@ -118,7 +129,11 @@ def attempt(arguments):
         if options.workers or options.ray is not None:
             import realtime_detect  # under the name that other processes know it by
 
-            return realtime_detect.annotate(options)
+            try:
+                return realtime_detect.annotate(options)
+            except KeyboardInterrupt:
+                print("\nStopped. Begun again, it goes on from here.")
+                raise
         return 2 if detect(options) else 0
     except BrokenPipeError:
         raise
@@ -298,6 +313,8 @@ def annotate(options):
     if ending == ".parquet":
         ParquetTable.library()
     names = functools.partial(listed, options.source) if is_list(options.source) else expand(options.source).__iter__
+    if not is_list(options.source) and not os.path.exists(next(names())):
+        raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
     Labeller(options.model, options.cascade, options.votes)  # complains now, and compiles the network for all
     used = [
         None if path == own else path.absolute() for path, own in ((options.model, MODEL), (options.cascade, CASCADE))
@@ -308,7 +325,7 @@ def annotate(options):
     job = (*used, options.votes, folder.absolute(), ending, made_by.hexdigest()[:16])
     hired = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, HERE)
     films, urgent, failures = {}, deque(), []  # films: those in the making, how many parts they have, and have done
-    seconds = frames = faces = done = before = 0
+    frames = faces = done = before = 0
     with ExitStack() as stack:
         index = stack.enter_context(Index(folder, job[-1]))
         hired = stack.enter_context(hired)
@@ -317,7 +334,7 @@ def annotate(options):
         def tasks():
             nonlocal before
             for name in names():
-                result = place(name, options.source) + ending
+                result = place_of_result(name, options.source) + ending
                 if index.due(name, result):
                     yield annotate_part, job, name, os.path.abspath(name), result, 0
                 else:
@@ -345,7 +362,7 @@ def annotate(options):
                 del failures[LISTED:]
                 continue
             index.add(name, result, outcome)
-            done, seconds, frames, faces = done + 1, seconds + outcome[0], frames + outcome[1], faces + outcome[2]
+            done, frames, faces = done + 1, frames + outcome[1], faces + outcome[2]
             bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
         passed = time.perf_counter() - began
     shutil.rmtree(folder / PARTS, ignore_errors=True)
@@ -356,15 +373,6 @@ def annotate(options):
     if index.failed:
         complain(f"{options.source}: {index.failed} files could not be done; see {index.failures}")
     return 1 if index.failed else 0
-
-
-def place(name, source):
-    """Where the result of the file `name` lies in the folder of results: as the file does in the folder that `source`
-    names, or is the pattern's; of one in a list, in the working directory."""
-    root = "" if is_list(source) else source
-    while not os.path.isdir(root or "."):
-        root = os.path.dirname(root)
-    return os.path.relpath(name, root or ".").replace(os.pardir + os.sep, "__" + os.sep)
 
 
 @functools.cache
@@ -382,9 +390,9 @@ def annotate_part(job, name, path, result, part):
     it can't be done. Raises UserError where the labeller can't work, for it will not for other files either."""
     labeller, start, end = hired_labeller(*job[:3]), part * PART, (part + 1) * PART
     try:
-        kept = part_file(job, path, part)
-        if kept.exists():  # from a run that was stopped
-            return int(np.load(kept)["parts"])
+        file = part_file(job, path, part)
+        if file.exists():  # from a run that was stopped
+            return kept(file)[1]["parts"]
         with Source(path, start=max(0, start - OVERLAP)) as source:
             parts = math.ceil(source.length / source.rate / PART) if source.length else 1
             if part == 0 and parts == 1:
@@ -400,7 +408,7 @@ def annotate_part(job, name, path, result, part):
                 frames.append((frame.seconds, sum_of_frame, labeller.follow(tracker, gray, frame.seconds)))
                 if frame.seconds < start:  # the part before counts these
                     skipped = source.skipped
-            keep(kept, frames, parts=parts, skipped=source.skipped - skipped, missing=source.missing)
+            keep(file, frames, parts=parts, skipped=source.skipped - skipped, missing=source.missing)
             return parts
     except Exception as error:  # whatever this file makes of a library; the others go on
         return reason(error, name)
@@ -412,16 +420,19 @@ def join_parts(job, name, path, result, parts):
     Where two parts don't have the same frames in the time that they share, the film can't be entered in its middle;
     then it is labelled from its beginning to its end here."""
     try:
-        kept = [part_file(job, path, part) for part in range(parts)]
+        files = [part_file(job, path, part) for part in range(parts)]
         try:
-            counts = write_table(job, name, result, joined(kept))
-            notes = [(int(file["skipped"]), float(file["missing"])) for file in map(np.load, kept)]
-            counts = *counts, sum(skipped for skipped, _ in notes), notes[-1][1]
+            notes = []
+            counts = (
+                *write_table(job, name, result, joined(files, notes)),
+                sum(n["skipped"] for n in notes),
+                notes[-1]["missing"],
+            )
         except UnlikePartsError:
             with Source(path) as source:
                 labeller = hired_labeller(*job[:3])
                 counts = *write_table(job, name, result, watch(source, labeller)), source.skipped, source.missing
-        for file in kept:
+        for file in files:
             file.unlink()
         return counts
     except Exception as error:
@@ -470,42 +481,21 @@ def part_file(job, path, part):
     return folder / PARTS / f"{film[:32]}-{part}.npz"
 
 
-def keep(path, frames, **notes):
-    """Write a part of a film to a file: of each frame its time, the sum of its pixels or 0, and its faces."""
-    faces = [(number, face) for number, (_, _, faces) in enumerate(frames) for face in faces]
-    partial = path.with_name(f"{uuid.uuid4().hex}.npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        partial,
-        times=np.array([seconds for seconds, _, _ in frames]),
-        sums=np.array([pixels for _, pixels, _ in frames], np.uint32),
-        places=np.array([(number, face.number, *face.box) for number, face in faces], int).reshape(-1, 6),
-        labels=np.array([face.label for _, face in faces], str),
-        chances=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
-        **notes,
-    )
-    os.replace(partial, path)
-
-
-def kept_frames(path):
-    """What `keep` wrote: a list of (seconds, sum of pixels, faces)."""
-    with np.load(path) as file:
-        frames = [(seconds, pixels, []) for seconds, pixels in zip(file["times"].tolist(), file["sums"], strict=True)]
-        for place, label, chances in zip(file["places"].tolist(), file["labels"], file["chances"], strict=True):
-            frame, number, *box = place
-            frames[frame][2].append(Face(Box(*box), str(label), float(chances[0]), number, chances[1:]))
-    return frames
-
-
 class UnlikePartsError(Exception):
     """Two parts of a film don't have the same frames in the time that they share."""
 
 
-def joined(files):
-    """The Frames (without their pictures) of a film and the faces in each, from the files of all its parts."""
+def joined(files, notes):
+    """The Frames (without their pictures) of a film and the faces in each, from the files of all its parts, whose notes
+    are added to `notes`."""
     numbering, number, before = Numbering(), 0, []
-    for part, frames in enumerate(map(kept_frames, files)):
+    for part, (frames, noted) in enumerate(map(kept, files)):
+        notes.append(noted)
         start, end = part * PART, (part + 1) * PART
+        frames = [
+            (*frame, [Face(Box(*box), *rest, number, chances) for number, box, *rest, chances in faces])
+            for *frame, faces in frames
+        ]
         shared = [frame for frame in frames if frame[0] < start]
         if part and ([frame[:2] for frame in before] != [frame[:2] for frame in shared] or not shared):
             raise UnlikePartsError

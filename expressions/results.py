@@ -6,9 +6,12 @@ import io
 import json
 import os
 import stat
+import uuid
 import warnings
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 from expressions import UserError, printable
 
@@ -163,6 +166,36 @@ class ParquetTable:
                 self.writer.close()
 
 
+def keep(path, frames, **notes):
+    """Write a part of a film to the file `path`, whole or not at all, for `kept`.
+
+    frames: of each, (seconds, sum of its pixels, faces as `Table.write` takes them). notes: numbers to keep with it."""
+    faces = [(number, face) for number, (_, _, faces) in enumerate(frames) for face in faces]
+    partial = path.with_name(f"{uuid.uuid4().hex}.npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        partial,
+        times=np.array([seconds for seconds, _, _ in frames]),
+        sums=np.array([pixels for _, pixels, _ in frames], np.uint32),
+        places=np.array([(number, face.number, *face.box) for number, face in faces], int).reshape(-1, 6),
+        labels=np.array([face.label for _, face in faces], str),
+        chances=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
+        **notes,
+    )
+    os.replace(partial, path)
+
+
+def kept(path):
+    """What `keep` wrote: the frames, with (number, box, label, confidence, probabilities) for a face; and the notes."""
+    with np.load(path) as file:
+        parts = dict(file)
+    frames = [(seconds, pixels, []) for seconds, pixels in zip(parts["times"].tolist(), parts["sums"], strict=True)]
+    for place, label, chances in zip(parts["places"].tolist(), parts["labels"], parts["chances"], strict=True):
+        frame, number, *box = place
+        frames[frame][2].append((number, box, str(label), float(chances[0]), chances[1:]))
+    return frames, {name: value.item() for name, value in parts.items() if value.ndim == 0}
+
+
 class Index:
     """Which files are done, for a run that is begun again: index.csv in the folder of their results, within `with`.
 
@@ -218,21 +251,21 @@ class Index:
         file.write(text.getvalue().encode())
 
     def key(self, source, result):
-        """What tells that a file is done: (its name, size, time of change, the result's name). Raises OSError."""
-        status = os.stat(source)
-        return printable(source), str(status.st_size), str(status.st_mtime_ns), printable(result)
+        """What tells that a file is done: (its name, size, time of change, the result's name)."""
+        try:
+            status = os.stat(source)
+            state = str(status.st_size), str(status.st_mtime_ns)
+        except OSError:  # who tries to read it will tell
+            state = "", ""
+        return printable(source), *state, printable(result)
 
     def due(self, source, result):
-        """Whether the file `source` is to be done: it isn't done as it is now, or its result, a path in the folder, is
-        gone; and this was not asked of it before."""
-        try:
-            key = hash(self.key(source, result))
-        except OSError:  # no such file: who tries to read it will say so
-            key = hash(source)
-        if key in self.asked:
+        """Whether the file `source` is to be done: it isn't as it is now, or its result, a path in the folder, is gone;
+        and this was not asked of that result before."""
+        if hash(result) in self.asked:
             return False
-        self.asked.add(key)
-        return not (key in self.done and (self.folder / result).exists())
+        self.asked.add(hash(result))
+        return not (hash(self.key(source, result)) in self.done and (self.folder / result).exists())
 
     def add(self, source, result, counts):
         """The file `source` is done. counts: the values of the last six COLUMNS."""

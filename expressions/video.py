@@ -109,6 +109,15 @@ def listed(path):
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
 
 
+def place_of_result(name, source):
+    """Where the result of the file `name` lies in the folder of results: as the file does in the folder that `source`
+    names, or is the pattern's; of one in a list, in the working directory."""
+    root = "" if is_list(source) else source
+    while not os.path.isdir(root or "."):
+        root = os.path.dirname(root)
+    return os.path.relpath(name, root or ".").replace(os.pardir + os.sep, "__" + os.sep)
+
+
 def parse_size(text):
     """(width, height) in pixels that a text such as "1280x720" names. Raises UserError where it doesn't."""
     match = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.lower())
