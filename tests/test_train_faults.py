@@ -254,7 +254,7 @@ def test_a_batch_larger_than_the_data_is_all_of_them(tmp_path, data_folder):
 
 def test_a_batch_that_memory_can_t_hold(tmp_path):
     data = write_data(tmp_path / "data", {"train": 150, "validation": 1})
-    limit = (3_500_000 * 1024,) * 2
+    limit = (5_000_000 * 1024,) * 2
     for _ in range(3):  # where it is a small piece that there is no memory for, TensorFlow's parts abort the program
         result = run(
             "--data", data, "--model", tmp_path / "model.h5", "--batch-size", 1050, "--epochs", 1,
