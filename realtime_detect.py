@@ -313,6 +313,9 @@ def annotate(options):
     if ending == ".parquet":
         ParquetTable.library()
     names = functools.partial(listed, options.source) if is_list(options.source) else expand(options.source).__iter__
+    total = sum(1 for _ in names())
+    if not total:
+        raise UserError(f"{options.source}: empty; give the name of a file in each line")
     if not is_list(options.source) and not os.path.exists(next(names())):
         raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
     Labeller(options.model, options.cascade, options.votes)  # complains now, and compiles the network for all
@@ -329,7 +332,7 @@ def annotate(options):
     with ExitStack() as stack:
         index = stack.enter_context(Index(folder, job[-1]))
         hired = stack.enter_context(hired)
-        bar = stack.enter_context(tqdm(unit=" files", total=sum(1 for _ in names()), bar_format=BAR))
+        bar = stack.enter_context(tqdm(unit=" files", total=total, bar_format=BAR))
 
         def tasks():
             nonlocal before

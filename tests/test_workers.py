@@ -264,6 +264,7 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         (["--workers", "2", "--csv", "{full}"], "is of another model, cascade or kind of table"),
         (["--workers", "2", "--csv", "{torn}"], "can't be read or written"),
         (["--workers", "2", "--csv", "x", "--source", "{folder}/none/*.mp4"], "no image or video there"),
+        (["--workers", "2", "--csv", "x", "--source", "{empty}"], "empty; give the name of a file"),
         (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
         (["--ray", "127.0.0.1:1", "--csv", "x"], "--ray 127.0.0.1:1: no cluster there"),
     ],
@@ -274,7 +275,14 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
     for name, text in (("full", "source,made_by\nx,y\n"), ("torn", "\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.csv").write_text(text)
-    places = {"file": trained, "folder": tmp_path, "full": tmp_path / "full", "torn": tmp_path / "torn"}
+    (tmp_path / "empty.txt").touch()
+    places = {
+        "empty": tmp_path / "empty.txt",
+        "file": trained,
+        "folder": tmp_path,
+        "full": tmp_path / "full",
+        "torn": tmp_path / "torn",
+    }
     given = [argument.format(**places) for argument in arguments]
     source = [] if "--source" in given else ["--source", material]
     result = run("realtime_detect.py", *source, "--model", trained, *given, folder=tmp_path)
