@@ -72,7 +72,7 @@ class Labeller:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
         if not network:
             print(f"Compiling {model}: this takes some seconds, once ...", flush=True)
-            network = compiled.build(self.classifier, model)
+            network = compiled.build(self.classifier, model, threads)
             if network:
                 self.classifier.network = network
             else:
@@ -214,7 +214,10 @@ def detect(options):
         raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
     names, options.size = expand(options.source), options.size and parse_size(options.size)
     several, failed = names != [options.source], 0  # a folder or pattern, whatever it holds
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if several else None
+    try:
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if several else None
+    except ValueError:  # of Windows
+        raise UserError(f"{options.source}: names files on several drives; make a list for each") from None
     options.sources = {os.path.realpath(name) for name in names}
     targets = [os.path.realpath(path) for path in results]
     for path, target in zip(results, targets, strict=True):
@@ -256,7 +259,6 @@ def label_source(name, root, options, labeller, tables, summary, preview):
     go_on, save, lost = True, options.save, None
     with ExitStack() as stack:
         source = stack.enter_context(Source(name, options.size))
-        labeller.start(math.inf if source.live else PART)
         labeller.start(math.inf if source.live else PART)
         if save:
             if root:
@@ -316,7 +318,7 @@ def annotate(options):
     total = sum(1 for _ in names())
     if not total:
         raise UserError(f"{options.source}: empty; give the name of a file in each line")
-    if not is_list(options.source) and not os.path.exists(next(names())):
+    if total == 1 and next(names()) == options.source and not os.path.exists(options.source):
         raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
     Labeller(options.model, options.cascade, options.votes)  # complains now, and compiles the network for all
     used = [
@@ -330,8 +332,8 @@ def annotate(options):
     films, urgent, failures = {}, deque(), []  # films: those in the making, how many parts they have, and have done
     frames = faces = done = before = 0
     with ExitStack() as stack:
-        index = stack.enter_context(Index(folder, job[-1]))
         hired = stack.enter_context(hired)
+        index = stack.enter_context(Index(folder, job[-1]))
         bar = stack.enter_context(tqdm(unit=" files", total=total, bar_format=BAR))
 
         def tasks():
@@ -368,8 +370,8 @@ def annotate(options):
             done, frames, faces = done + 1, frames + outcome[1], faces + outcome[2]
             bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
         passed = time.perf_counter() - began
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
-    left_out = f", {before} done before" if before else ""
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
+    left_out = f", {before} done before or named twice" if before else ""
     print(f"{done} files{left_out}: {frames} frames, {faces} faces, {frames / passed:.1f} frames/s; see {index.path}")
     for line in failures:
         complain(line)
@@ -400,7 +402,7 @@ def annotate_part(job, name, path, result, part):
             parts = math.ceil(source.length / source.rate / PART) if source.length else 1
             if part == 0 and parts == 1:
                 return *write_table(job, name, result, watch(source, labeller)), source.skipped, source.missing
-            tracker, frames, skipped = labeller.new_tracker(), [], 0
+            tracker, frames, skipped, before = labeller.new_tracker(), [], 0, 0
             for frame in source:
                 if frame.seconds >= end:
                     parts = max(parts, part + 2)
@@ -409,9 +411,10 @@ def annotate_part(job, name, path, result, part):
                 gray = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
                 sum_of_frame = zlib.crc32(frame.image) if shared else 0
                 frames.append((frame.seconds, sum_of_frame, labeller.follow(tracker, gray, frame.seconds)))
+                skipped = source.skipped
                 if frame.seconds < start:  # the part before counts these
-                    skipped = source.skipped
-            keep(file, frames, parts=parts, skipped=source.skipped - skipped, missing=source.missing)
+                    before = skipped
+            keep(file, frames, parts=parts, skipped=skipped - before, missing=source.missing)
             return parts
     except Exception as error:  # whatever this file makes of a library; the others go on
         return reason(error, name)

@@ -68,7 +68,7 @@ def load(model, threads=None):
         return None
 
 
-def build(classifier, model):
+def build(classifier, model, threads=None):
     """Compile the network of `classifier`, a Classifier of the .h5 file `model`; keep it for `load`.
 
     Returns a CompiledNetwork, or None where LiteRT or TensorFlow's converter to it is missing, or the result differs
@@ -78,7 +78,7 @@ def build(classifier, model):
 
         with quiet():
             content = tensorflow.lite.TFLiteConverter.from_keras_model(classifier.network).convert()
-        compiled = CompiledNetwork(content, classifier.facts)
+        compiled = CompiledNetwork(content, classifier.facts, threads)
     except Exception:  # whatever the converter makes of a network, or of another backend of Keras
         return None
     # enlarged to a face's size, these are soft blobs; on mere noise networks are certain, and so hard to tell apart

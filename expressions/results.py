@@ -171,10 +171,9 @@ def keep(path, frames, **notes):
 
     frames: of each, (seconds, sum of its pixels, faces as `Table.write` takes them). notes: numbers to keep with it."""
     faces = [(number, face) for number, (_, _, faces) in enumerate(frames) for face in faces]
-    partial = path.with_name(f"{uuid.uuid4().hex}.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        partial,
+    partial = path.with_name(f"{uuid.uuid4().hex}.npz")
+    arrays = dict(
         times=np.array([seconds for seconds, _, _ in frames]),
         sums=np.array([pixels for _, pixels, _ in frames], np.uint32),
         places=np.array([(number, face.number, *face.box) for number, face in faces], int).reshape(-1, 6),
@@ -182,7 +181,11 @@ def keep(path, frames, **notes):
         chances=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
         **notes,
     )
-    os.replace(partial, path)
+    try:
+        np.savez(partial, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def kept(path):
@@ -209,14 +212,14 @@ class Index:
 
     def __init__(self, folder, made_by):
         self.folder, self.path, self.made_by = Path(folder), Path(folder) / "index.csv", made_by
-        self.done, self.asked, self.failed, self.failures = set(), set(), 0, self.folder / "failed.csv"
+        self.done, self.states, self.failed, self.failures = {}, {}, 0, self.folder / "failed.csv"
         with self.complaints():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "ab", buffering=0)
             claim(self.file, self.path)
-            self.failures.unlink(missing_ok=True)
             with open(self.path, "rb") as rows:
                 self.read(rows)
+            self.failures.unlink(missing_ok=True)  # not before it is sure that this run may begin
 
     @contextlib.contextmanager
     def complaints(self):
@@ -235,7 +238,8 @@ class Index:
             [values] = csv.reader([line.decode()])
             if values[-1] not in (self.made_by, "made_by"):
                 raise UserError(f"{self.path}: is of another model, cascade or kind of table; choose another folder")
-            self.done.add(hash(tuple(values[:4])))  # a mere number, for there may be millions
+            source, size, modified, result = values[:4]
+            self.done[hash((source, result))] = hash((size, modified))  # mere numbers, for there may be millions
         if not whole:
             self.append(self.file, [*self.COLUMNS, "made_by"])
 
@@ -250,27 +254,30 @@ class Index:
         csv.writer(text, lineterminator="\n").writerow(values)
         file.write(text.getvalue().encode())
 
-    def key(self, source, result):
-        """What tells that a file is done: (its name, size, time of change, the result's name)."""
+    def due(self, source, result):
+        """Whether the file `source` is to be done: it isn't as it is now, or its result, a path in the folder, is gone.
+
+        False also where that was asked of the result before, for a list may name a file twice."""
+        known = hash(result)
+        if known in self.states:
+            return False
         try:
             status = os.stat(source)
             state = str(status.st_size), str(status.st_mtime_ns)
         except OSError:  # who tries to read it will tell
             state = "", ""
-        return printable(source), *state, printable(result)
-
-    def due(self, source, result):
-        """Whether the file `source` is to be done: it isn't as it is now, or its result, a path in the folder, is gone;
-        and this was not asked of that result before."""
-        if hash(result) in self.asked:
-            return False
-        self.asked.add(hash(result))
-        return not (hash(self.key(source, result)) in self.done and (self.folder / result).exists())
+        done = self.done.get(hash((printable(source), printable(result)))) == hash(state)
+        done = done and (self.folder / result).exists()
+        self.states[known] = None if done else state
+        return not done
 
     def add(self, source, result, counts):
-        """The file `source` is done. counts: the values of the last six COLUMNS."""
+        """The file `source` is done, as it was when it was due: one that has changed since is due in the next run.
+
+        counts: the values of the last six COLUMNS."""
+        state, self.states[hash(result)] = self.states[hash(result)], None
         with self.complaints():
-            self.append(self.file, [*self.key(source, result), *counts, self.made_by])
+            self.append(self.file, [printable(source), *state, printable(result), *counts, self.made_by])
 
     def fail(self, source, why):
         """The file `source` could not be done."""

@@ -104,7 +104,10 @@ def listed(path):
     """The sources that a text file names, one by one. Raises UserError when it can't be read."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            yield from filter(None, map(str.strip, lines))
+            for name in filter(None, map(str.strip, lines)):
+                if "\0" in name:
+                    raise UserError(f"{path}: is no UTF-8 text; save it as such")
+                yield name
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
 
@@ -115,7 +118,11 @@ def place_of_result(name, source):
     root = "" if is_list(source) else source
     while not os.path.isdir(root or "."):
         root = os.path.dirname(root)
-    return os.path.relpath(name, root or ".").replace(os.pardir + os.sep, "__" + os.sep)
+    try:
+        path = os.path.relpath(name, root or ".")
+    except ValueError:  # on another drive of Windows
+        path = os.path.abspath(name).replace(":", "")
+    return path.replace(os.pardir + os.sep, "__" + os.sep)
 
 
 def parse_size(text):

@@ -18,10 +18,15 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from expressions import UserError, printable
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 ATTEMPTS = 5  # machines may be taken away again and again
 AHEAD = 2  # tasks that a cluster has for each worker, so that none waits for its next one
@@ -45,15 +50,22 @@ def processes(count):
     def hire():
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with, [signal.SIGINT])
 
+    if resource:  # a pool has six files open, and a system may allow 256
+        allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 10 * count + 256 if most == resource.RLIM_INFINITY else min(10 * count + 256, most)
+        if allowed != resource.RLIM_INFINITY and allowed < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     free = [hire() for _ in range(count)]  # a pool each, for when a process dies all tasks of its pool are lost
 
     def submit(function, *arguments):
-        pool = free.pop()
+        pool, heeded = free.pop(), signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a process begins with it
         try:
             future = pool.submit(function, *arguments)
         except BrokenProcessPool:  # it died with nothing to do
             pool = hire()
             future = pool.submit(function, *arguments)
+        finally:
+            signal.signal(signal.SIGINT, heeded)
         future.add_done_callback(lambda _: free.append(pool))
         return future
 
@@ -130,7 +142,12 @@ def work(workers, tasks, urgent):
             future.add_done_callback(done.put)
         if not running:
             return
-        future = done.get()
+        while True:
+            try:
+                future = done.get(timeout=0.1)  # not longer: Windows heeds Ctrl-C between waits only
+                break
+            except Empty:
+                pass
         task = running.pop(future)
         try:
             result = future.result()

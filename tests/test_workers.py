@@ -20,6 +20,7 @@ from expressions.results import Index
 from expressions.video import Source
 
 RATE = 10
+OTHERS = ",".join([*Index.COLUMNS, "made_by"]) + "\n" + "x," * len(Index.COLUMNS) + "others\n"  # an index
 
 
 def write_film(path, seconds, codec="MJPG"):
@@ -106,7 +107,7 @@ def test_two_workers_write_what_one_process_writes(material, expected, trained, 
     os.utime(material / "me.png")  # as if it had been changed
     (results / "short.avi.csv").unlink()
     again = annotate(material, trained, results, "--workers", 1)
-    assert again.returncode == 1 and "2 files, 1 done before" in again.stdout
+    assert again.returncode == 1 and "2 files, 1 done before or named twice:" in again.stdout
     assert (results / "long.avi.csv").stat().st_mtime_ns == times[results / "long.avi.csv"]
     assert read(results / "short.avi.csv") == expected["short.avi"]
 
@@ -157,6 +158,16 @@ def test_workers_that_are_killed(started, expected, tmp_path):
     output, errors = started.communicate(timeout=120)
     assert started.returncode == 1, errors
     check(tmp_path / "results", expected)
+
+
+@pytest.mark.faults
+def test_a_dangling_link_first_is_one_failure(material, trained, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to("nowhere")
+    shutil.copy(material / "me.png", tmp_path / "in")
+    words = "--source", tmp_path / "in", "--model", trained, "--csv", tmp_path / "out", "--workers", 2
+    result = run("realtime_detect.py", *words)
+    assert result.returncode == 1 and "a.png" in result.stderr and "1 files: " in result.stdout, result.stderr
 
 
 @pytest.mark.faults
@@ -264,6 +275,9 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         (["--workers", "2", "--csv", "{full}"], "is of another model, cascade or kind of table"),
         (["--workers", "2", "--csv", "{torn}"], "can't be read or written"),
         (["--workers", "2", "--csv", "x", "--source", "{folder}/none/*.mp4"], "no image or video there"),
+        (["--workers", "2", "--csv", "x", "--source", "{utf16}"], "utf16.txt: is no UTF-8 text"),
+        (["--csv", "x.csv", "--source", "{utf16}"], "utf16.txt: is no UTF-8 text"),
+        (["--workers", "2", "--csv", "x", "--source", "0"], "and no cameras"),
         (["--workers", "2", "--csv", "x", "--source", "{empty}"], "empty; give the name of a file"),
         (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
         (["--ray", "127.0.0.1:1", "--csv", "x"], "--ray 127.0.0.1:1: no cluster there"),
@@ -272,11 +286,13 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
 def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
     if "--ray" in arguments:
         pytest.importorskip("ray")
-    for name, text in (("full", "source,made_by\nx,y\n"), ("torn", "\n")):
+    for name, text in (("full", OTHERS), ("torn", "\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.csv").write_text(text)
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "utf16.txt").write_text("a.png\n", encoding="utf-16")
     places = {
+        "utf16": tmp_path / "utf16.txt",
         "empty": tmp_path / "empty.txt",
         "file": trained,
         "folder": tmp_path,
@@ -287,7 +303,18 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
     source = [] if "--source" in given else ["--source", material]
     result = run("realtime_detect.py", *source, "--model", trained, *given, folder=tmp_path)
     assert result.returncode == 2 and complaint in result.stderr and "Traceback" not in result.stderr, result.stderr
-    assert (tmp_path / "full" / "index.csv").read_text() == "source,made_by\nx,y\n"
+    assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
+
+
+def test_more_workers_than_a_system_allows_open_files_at_first():
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))  # as on a Mac
+    try:
+        with workers.processes(100) as hired:
+            assert [result for _, result in workers.work(hired, [(abs, -1)], deque())] == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
@@ -298,12 +325,36 @@ def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
         index.add(tmp_path / "a", "a.csv", (0, 1, 2, 1, 0, 0))
         with pytest.raises(UserError, match="another program is writing it"):
             Index(tmp_path, "us")
+    (tmp_path / "failed.csv").write_text("of the run before")
+    with pytest.raises(UserError, match="is of another model"):
+        Index(tmp_path, "others")
+    assert (tmp_path / "failed.csv").exists()
     with open(tmp_path / "index.csv", "a") as file:
         file.write("half a ro")
     with Index(tmp_path, "us") as index:
         assert not index.due(tmp_path / "a", "a.csv")
     rows = read(tmp_path / "index.csv")
     assert len(rows) == 1 and rows[0]["faces"] == "2"
+
+
+def test_an_index_takes_a_file_for_done_as_it_is_now_alone(tmp_path):
+    """One that grows while it is labelled, and one that is as it was before the last time."""
+    film, counts = tmp_path / "a", (0, 1, 2, 1, 0, 0)
+    (tmp_path / "a.csv").write_text("rows")
+
+    def due(text, then=None):
+        film.write_text(text)
+        os.utime(film, (len(text),) * 2)
+        with Index(tmp_path, "us") as index:
+            if not index.due(film, "a.csv"):
+                return False
+            if then:
+                film.write_text(then)
+            index.add(film, "a.csv", counts)
+            return True
+
+    assert due("half", then="whole") and due("whole") and not due("whole")
+    assert due("other one") and due("whole") and not due("whole")
 
 
 def test_people_keep_their_numbers_from_one_tracker_to_the_next():
