@@ -40,7 +40,7 @@ SIZE, FILMS, ROUNDS = (640, 480), 8, 3
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of FER2013; without it faces are drawn")
-    parser.add_argument("--copies", type=int, default=4, help="of each film, one after the other (default: 4)")
+    parser.add_argument("--copies", type=int, default=10, help="of each film, one after the other (default: 10)")
     parser.add_argument("--tasks", type=int, default=0, help="that do nothing (default: none)")
     options = parser.parse_args()
     try:
