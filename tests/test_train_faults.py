@@ -256,16 +256,16 @@ def test_a_batch_that_memory_can_t_hold(tmp_path):
     """So large a batch that what doesn't fit is gigabytes: TensorFlow's parts abort where a small piece doesn't."""
     random = np.random.default_rng(0)
     faces = [" ".join(map(str, random.integers(0, 256, 48 * 48))) for _ in range(8)]
-    rows = [f"{index % 7},{faces[index % 7]},Training" for index in range(14_000)] + [f"0,{faces[7]},PublicTest"]
+    rows = [f"{index % 7},{faces[index % 7]},Training" for index in range(8_000)] + [f"0,{faces[7]},PublicTest"]
     data = tmp_path / "fer2013.csv"
     data.write_text("\n".join(["emotion,pixels,Usage", *rows]))
     result = run(
-        "--data", data, "--model", tmp_path / "model.h5", "--batch-size", 14_000, "--epochs", 1,
-        prepare=lambda: resource.setrlimit(resource.RLIMIT_AS, (9 * 2**30,) * 2),
+        "--data", data, "--model", tmp_path / "model.h5", "--batch-size", 8_000, "--epochs", 1,
+        prepare=lambda: resource.setrlimit(resource.RLIMIT_AS, (7 * 2**30,) * 2),
     )  # fmt: skip
     assert result.returncode == 2 and "Traceback" not in result.stdout, result.stdout
     assert result.stdout.strip().splitlines()[-1] == (
-        "train.py: --batch-size 14000: no memory for so many images; give less"
+        "train.py: --batch-size 8000: no memory for so many images; give less"
     )
 
 
