@@ -50,7 +50,7 @@ from expressions import (
     synthetic,
     video,
 )
-from expressions.augmentation import ImageDataGenerator, OpenCVImageDataGenerator, erase
+from expressions.augmentation import Ahead, ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch, WeightAverage, run_folder
 from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
 from expressions.targets import label_outputs, loss_and_accuracy, targets, votes_layer
@@ -351,8 +351,8 @@ def train(data, options, folder, process):
         try:
             if not ended and epochs_done < options.epochs:
                 network.fit(
-                    train_share,
-                    validation_data=distribution.shared(validation_images),
+                    Ahead(train_share),
+                    validation_data=Ahead(distribution.shared(validation_images)),
                     epochs=options.epochs,
                     initial_epoch=epochs_done,
                     callbacks=steps,

@@ -1,10 +1,13 @@
-"""OpenCV's warp does what ImageDataGenerator's parameters say."""
+"""OpenCV's warp does what ImageDataGenerator's parameters say; what is made ahead is the same."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
 import numpy as np
 import pytest
 
 from expressions import synthetic
-from expressions.augmentation import OpenCVImageDataGenerator, erase
+from expressions.augmentation import Ahead, OpenCVImageDataGenerator, erase
 
 REST = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": False}
 
@@ -85,3 +88,37 @@ def test_erasing_takes_one_rectangle_of_half_the_images():
         assert rows.size == height * width and 0.015 * 48**2 <= rows.size <= 0.22 * 48**2
         assert image.max() <= 255 and image[rows, columns].min() >= 0 and image[rows, columns].std() > 10
     assert 160 < erased < 240
+
+
+class Drawn(keras.utils.PyDataset):
+    """Batches of random numbers; the one of the number `bad` fails."""
+
+    def __init__(self, bad=None):
+        super().__init__()
+        self.bad = bad
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise OSError("no such batch")
+        return np.random.random(3)
+
+
+def test_batches_made_ahead_are_drawn_in_their_order():
+    np.random.seed(3)
+    expected = [Drawn()[index] for index in range(6)]
+    ahead = Ahead(Drawn())
+    for _ in range(2):  # epochs
+        np.random.seed(3)
+        with ThreadPoolExecutor(2) as threads:  # the later one of two asks first
+            futures = {index: threads.submit(ahead.__getitem__, index) for index in (1, 0, 3, 2, 5, 4)}
+        np.testing.assert_array_equal([futures[index].result() for index in range(6)], expected)
+
+
+def test_a_batch_that_fails_does_not_hold_up_the_others():
+    ahead = Ahead(Drawn(bad=1))
+    with ThreadPoolExecutor(2) as threads:
+        futures = [threads.submit(ahead.__getitem__, index) for index in range(6)]
+    assert [future.exception(timeout=10) is not None for future in futures] == [False, True, *[False] * 4]
