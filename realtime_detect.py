@@ -304,6 +304,75 @@ def label_source(name, root, options, labeller, tables, summary, preview):
     return go_on
 
 
+class Preview:
+    """The window on what is seen, and its keys, within `with`. labels: of the bars. bars: whether to draw them."""
+
+    def __init__(self, labels, bars):
+        self.window, self.labels, self.bars = Window("Expressions"), labels, bars
+        self.turned, self.keys = False, KEYS  # turned: mirrored where it would not be, and the other way round
+        self.last, self.rate = None, 0.0
+
+    def __enter__(self):
+        self.window.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.window.__exit__(*error)
+
+    def show(self, image, faces, source):
+        """Show a frame and heed the keys; a picture, or where the user pauses, until a key ends it.
+
+        Returns whether to go on to the next frame."""
+        now = time.perf_counter()
+        if self.last and not source.still:
+            latest = 1 / max(now - self.last, 1e-6)
+            self.rate += 0.1 * (latest - self.rate) if self.rate else latest  # smoothed over some ten frames
+        self.last, waiting = now, source.still
+        while True:
+            picture = self.draw(image, faces, source.camera != self.turned)  # before a camera people expect a mirror
+            shown = picture.copy()
+            line = "   ".join(filter(None, [f"{self.rate:.0f} frames/s" if self.rate else "", self.keys]))
+            if line:
+                overlay.write_line(shown, line)
+            key = self.window.show(shown, source.rate)
+            if key is None or key in QUIT_KEYS:
+                return False
+            if key == "s":
+                self.save(picture)
+            elif key == "b":
+                self.bars = not self.bars
+            elif key == "m":
+                self.turned = not self.turned
+            elif key == "h":
+                self.keys = "" if self.keys else KEYS
+            elif key == "p" or (key and source.still):
+                waiting = not waiting
+            if not waiting:
+                return True
+            time.sleep(0.02)
+
+    def draw(self, image, faces, mirrored):
+        if mirrored:  # before the words are written, which have to be read
+            width, image = image.shape[1], cv2.flip(image, 1)
+            boxes = [face.box._replace(x=width - face.box.x - face.box.width) for face in faces]
+            faces = [face._replace(box=box) for face, box in zip(faces, boxes, strict=True)]
+        return overlay.draw(image, faces, self.labels if self.bars else ())
+
+    def save(self, picture):
+        """Write the picture into the working directory, under the name of the moment."""
+        moment, number = time.strftime("expressions-%Y%m%d-%H%M%S"), 1
+        while (path := Path(f"{moment}{'' if number == 1 else f'-{number}'}.png")).exists():  # from this very second
+            number += 1
+        try:
+            path.write_bytes(cv2.imencode(".png", picture)[1])
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink()  # not half a picture
+            tqdm.write(f"{path}: can't be written ({error.strerror})")
+        else:
+            tqdm.write(f"Saved {path}")
+
+
 def annotate(options):
     """Label the faces in many files by many workers: a table a file in a folder, and the index of them.
 
@@ -513,75 +582,6 @@ def joined(files, notes):
             yield Frame(None, number, seconds), numbering.name(faces)
             number += 1
         before = [frame for frame in frames if frame[0] >= end - OVERLAP]
-
-
-class Preview:
-    """The window on what is seen, and its keys, within `with`. labels: of the bars. bars: whether to draw them."""
-
-    def __init__(self, labels, bars):
-        self.window, self.labels, self.bars = Window("Expressions"), labels, bars
-        self.turned, self.keys = False, KEYS  # turned: mirrored where it would not be, and the other way round
-        self.last, self.rate = None, 0.0
-
-    def __enter__(self):
-        self.window.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self.window.__exit__(*error)
-
-    def show(self, image, faces, source):
-        """Show a frame and heed the keys; a picture, or where the user pauses, until a key ends it.
-
-        Returns whether to go on to the next frame."""
-        now = time.perf_counter()
-        if self.last and not source.still:
-            latest = 1 / max(now - self.last, 1e-6)
-            self.rate += 0.1 * (latest - self.rate) if self.rate else latest  # smoothed over some ten frames
-        self.last, waiting = now, source.still
-        while True:
-            picture = self.draw(image, faces, source.camera != self.turned)  # before a camera people expect a mirror
-            shown = picture.copy()
-            line = "   ".join(filter(None, [f"{self.rate:.0f} frames/s" if self.rate else "", self.keys]))
-            if line:
-                overlay.write_line(shown, line)
-            key = self.window.show(shown, source.rate)
-            if key is None or key in QUIT_KEYS:
-                return False
-            if key == "s":
-                self.save(picture)
-            elif key == "b":
-                self.bars = not self.bars
-            elif key == "m":
-                self.turned = not self.turned
-            elif key == "h":
-                self.keys = "" if self.keys else KEYS
-            elif key == "p" or (key and source.still):
-                waiting = not waiting
-            if not waiting:
-                return True
-            time.sleep(0.02)
-
-    def draw(self, image, faces, mirrored):
-        if mirrored:  # before the words are written, which have to be read
-            width, image = image.shape[1], cv2.flip(image, 1)
-            boxes = [face.box._replace(x=width - face.box.x - face.box.width) for face in faces]
-            faces = [face._replace(box=box) for face, box in zip(faces, boxes, strict=True)]
-        return overlay.draw(image, faces, self.labels if self.bars else ())
-
-    def save(self, picture):
-        """Write the picture into the working directory, under the name of the moment."""
-        moment, number = time.strftime("expressions-%Y%m%d-%H%M%S"), 1
-        while (path := Path(f"{moment}{'' if number == 1 else f'-{number}'}.png")).exists():  # from this very second
-            number += 1
-        try:
-            path.write_bytes(cv2.imencode(".png", picture)[1])
-        except OSError as error:
-            with suppress(OSError):
-                path.unlink()  # not half a picture
-            tqdm.write(f"{path}: can't be written ({error.strerror})")
-        else:
-            tqdm.write(f"Saved {path}")
 
 
 if __name__ == "__main__":

@@ -218,7 +218,8 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if options.network and options.start:
         parser.error("--start has the network of its model; leave --network out")
-    if options.evaluate and (options.model or options.show or options.teacher or options.resume or options.start):
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    if options.evaluate and given - {"evaluate", "data", "split", "labels", "scaling", "seed"}:
         parser.error("--evaluate goes with --data, --split, --labels, --scaling and --seed alone")
     if not options.evaluate and (options.split or options.labels or options.scaling):
         parser.error("--split, --labels and --scaling go with --evaluate")

@@ -283,7 +283,7 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path, data_folder, capsys, ar
     "arguments",
     [
         ["--epochs", "0"], ["--batch-size", "1"], ["--seed", "5000000000"], ["--network", "x"], ["--split", "train"],
-        ["--evaluate", "model.h5", "--resume"],
+        ["--evaluate", "model.h5", "--resume"], ["--evaluate", "model.h5", "--epochs", "3"],
     ],
 )  # fmt: skip
 def test_options_out_of_range(arguments, capsys):
