@@ -87,3 +87,15 @@ def picture(tmp_path, frame):
     """The file of that frame."""
     cv2.imwrite(str(tmp_path / "me.png"), frame)
     return tmp_path / "me.png"
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of its own, of 4 megabytes or of as many as the test's parameter says."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', 4)}m", "none", place]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)

@@ -61,18 +61,6 @@ def detect(trained, monkeypatch, capfd):
     return run
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 @pytest.fixture(scope="module")
 def film(tmp_path_factory, frame):
     return write_film(tmp_path_factory.mktemp("film") / "film.avi", [frame] * 20)
@@ -391,11 +379,8 @@ def test_a_run_that_does_not_begin_leaves_old_results_and_no_new_ones(detect, tm
 
 @pytest.fixture
 def camera():
-    server = Camera()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
+    with Camera() as server:
+        yield server
 
 
 def test_what_was_seen_before_a_stream_was_lost_is_kept(detect, tmp_path, camera, monkeypatch):

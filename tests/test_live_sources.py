@@ -49,6 +49,11 @@ class Camera(ThreadingHTTPServer):
         self.sent, self.connections, self.files, self.over = [], 0, files, threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
+    def server_close(self):
+        self.over.set()
+        self.shutdown()
+        super().server_close()
+
     def address(self, path):
         return f"http://anna:secret@127.0.0.1:{self.server_port}/{path}"
 
@@ -102,11 +107,8 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def camera():
-    server = Camera()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
+    with Camera() as server:
+        yield server
 
 
 @pytest.fixture
@@ -256,17 +258,13 @@ def test_a_film_and_a_picture_at_an_address_are_files(tmp_path):
     cv2.imwrite(
         str(tmp_path / "me.png"), np.dstack([picture(77), np.repeat(np.uint8([[255], [0]]), 48, 0)[:, [0] * 256]])
     )
-    server = Camera(files=tmp_path)
-    try:
+    with Camera(files=tmp_path) as server:
         with Source(server.address("film.avi")) as source:
             assert not source.live and source.rate == 25
             assert [number(frame.image) for frame in source] == list(range(30))
         with Source(server.address("me.png?size=large")) as source:
             (frame,) = source
         assert source.still and number(frame.image) == 77 and (frame.image[48:] == 255).all()  # transparent there
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 RTSP_SERVER = """

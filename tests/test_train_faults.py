@@ -121,18 +121,6 @@ def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, 
     assert Classifier(tmp_path / "model.h5") and (tmp_path / "model" / "state.npz").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path, request):
-    """A file system of its own, of so many megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "none", place]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs leave to mount a file system")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 # where it fills up: in the best model, in the state, in the model that ships
 @pytest.mark.parametrize("small_disk", [4, 15, 25], indirect=True)
 def test_a_full_disk_leaves_the_model_of_before(small_disk, data_folder, trained):
