@@ -59,7 +59,7 @@ HERE = Path(__file__).resolve().parent
 SYNTHETIC_EPOCHS = 8
 SYNTHETIC_FACES = {"train": 200, "validation": 50}  # per class
 TEACHER_SHARE = 0.5  # of what teachers say in the label that a network learns from
-NO_MEMORY = re.compile("out of memory|OOM|RESOURCE_EXHAUSTED")
+NO_MEMORY = re.compile(r"out of memory|\bOOM\b|RESOURCE_EXHAUSTED")
 
 HOW_TO_GET_DATA = """\
 To get FER2013 (free, for research): download and unzip kaggle.com/datasets/msambare/fer2013 into data/,
@@ -219,8 +219,8 @@ def parse(arguments):
     if options.network and options.start:
         parser.error("--start has the network of its model; leave --network out")
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
-    if options.evaluate and given - {"evaluate", "data", "split", "labels", "scaling", "seed"}:
-        parser.error("--evaluate goes with --data, --split, --labels, --scaling and --seed alone")
+    if options.evaluate and given - {"evaluate", "data", "split", "labels", "scaling"}:
+        parser.error("--evaluate goes with --data, --split, --labels and --scaling alone")
     if not options.evaluate and (options.split or options.labels or options.scaling):
         parser.error("--split, --labels and --scaling go with --evaluate")
     for name, lowest, highest in (("epochs", 1, 10**6), ("batch_size", 2, 10**6), ("seed", 0, 2**32 - 1)):
@@ -236,8 +236,7 @@ def evaluate(options):
     if options.labels:
         given["labels"] = [label.strip() for label in options.labels.split(",")]
     classifier, name = Classifier(options.evaluate, **given), options.split or "validation"
-    # the seed of the model's training picks the same images where some had to be held out
-    data = dataset.load(options.data or HERE / "data", classifier.facts.get("seed", options.seed), training=False)
+    data = dataset.load(options.data or HERE / "data", training=False)
     describe_data(data)
     if name not in data.splits or not len(data.splits[name].images):
         raise UserError(f"--split {name}: {data.source} has {', '.join(data.splits)} only")
@@ -259,7 +258,7 @@ def evaluate(options):
 def load_data(options):
     """The data set that the options name, described on the screen. Completes the options that depend on it."""
     if options.data or dataset.find(HERE / "data"):
-        data = dataset.load(options.data or HERE / "data", options.seed)
+        data = dataset.load(options.data or HERE / "data")
         name, epochs = "emotion_model.h5", ANEW.epochs
     else:
         print(f"No data set in {HERE / 'data'}.\n{HOW_TO_GET_DATA}\n")
@@ -274,6 +273,9 @@ def load_data(options):
     options.epochs = options.epochs or (GOING_ON.epochs if options.start else epochs)
     if options.model.suffix != ".h5" or options.model.stem.endswith(".weights") or options.model.is_dir():
         raise UserError(f"--model {options.model}: takes a file whose name ends in .h5, and not in .weights.h5")
+    for name, models in (("--start", [options.start]), ("--teacher", options.teacher)):
+        if any(model and model.resolve() == options.model.resolve() for model in models):
+            raise UserError(f"{name} {options.model}: is the model to be written; give that another name with --model")
     if options.show and options.show not in data.labels:
         raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(data.labels)}")
     describe_data(data)
@@ -294,29 +296,24 @@ def train(data, options, folder, process):
     keras.utils.set_random_seed(options.seed)
     # Keras reminds at every save that .h5 is an old format; it is the one that was asked for
     logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
-    if first:
-        report.draw_distribution(data, folder / "distribution.png")
-        report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
-    if options.show and first:
-        video.show_picture(folder / "samples.png")
-
     recipe = GOING_ON if options.start else ANEW
     augmented, plain = generators(recipe)
     train_images = flow(augmented, data, "train", options.batch_size, options.teacher)
     validation_images = flow(plain, data, "validation", 256)
 
-    best, history = folder / "best.h5", folder / "history.csv"
+    best, history = folder / "best.h5", folder / "history.partial.csv"  # until there is a model of this run
     options.network, weights = begun(options.start, data) if options.start else (options.network or "compact", None)
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
     settings |= {"epochs": options.epochs, "data": data.fingerprint()}
     settings |= {"teachers": list(map(sha256, options.teacher)), "start": options.start and sha256(options.start)}
     distribution.agree(settings | {"--resume": options.resume})
     average = WeightAverage(train_images.x, SCALE) if options.start else None
-    remembering = [
-        BestModel(best, monitor="val_accuracy", mode="max"),
-        callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
-        callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),
-    ]
+    remembering = [BestModel(best, monitor="val_accuracy", mode="max")]
+    if not options.start:  # else validation loss tells nothing: what is learned by heart makes the network too sure
+        remembering += [
+            callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
+            callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),
+        ]
     train_share = distribution.shared(train_images, "--batch-size")
     backup = Backup(
         folder / "state.npz", settings, remembering, history, train_share, average, first, distribution.of_first
@@ -332,8 +329,13 @@ def train(data, options, folder, process):
         keras.config.set_dtype_policy(policy)
         network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
         keras.config.set_dtype_policy("float32")
-        if weights:
-            network.set_weights(weights)
+        try:
+            if weights:
+                network.set_weights(weights)
+        except ValueError:
+            raise UserError(
+                f"--start {options.start}: is not the {options.network} network that it says it is"
+            ) from None
         rates = learning_rates(recipe, options)
         optimizer = keras.optimizers.SGD(rates[0], momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
@@ -342,6 +344,11 @@ def train(data, options, folder, process):
         network.summary()
 
         epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
+        if first:
+            report.draw_distribution(data, folder / "distribution.png")
+            report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
+        if options.show and first:
+            video.show_picture(folder / "samples.png")
         # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
         schedule = callbacks.LearningRateScheduler(
             lambda epoch, rate: rate * rates[epoch] / rates[epoch - 1] if epoch else rate
@@ -365,6 +372,8 @@ def train(data, options, folder, process):
             complete = False
             if best.exists():
                 print("\nStopped. The best epoch becomes the model; --resume goes on after the last whole epoch.")
+        except OSError:  # whatever words are in the names of its files
+            raise
         except Exception as error:
             if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):  # each backend has an error of its own
                 raise UserError(f"--batch-size {options.batch_size}: no memory for so many images; give less") from None
@@ -413,7 +422,7 @@ def begun(model, data):
     """The name and the weights of the network in the file `model`, for a run on `data` that goes on from it."""
     classifier, voted = Classifier(model), data.splits["train"].votes is not None
     name, weights = classifier.facts.get("network"), classifier.network.get_weights()
-    if name not in NETWORKS or classifier.labels != data.labels or classifier.votes != voted:
+    if name not in list(NETWORKS) or classifier.labels != data.labels or classifier.votes != voted:
         knows = f"knows {', '.join(data.labels)}, in this order, and {'has' if voted else 'has not'} learned from votes"
         raise UserError(f"--start {model}: takes a model of train.py that {knows}")
     if voted:  # the outputs for labels and for votes, side by side as they are learned
@@ -453,6 +462,7 @@ def finish(best, data, options, run):
     run: facts about this run, such as when it started. The model that was there is kept under another name, unless the
     same run left it."""
     folder, partial = best.parent, options.model.with_suffix(".partial.h5")
+    os.replace(folder / "history.partial.csv", folder / "history.csv")
     network, recipe = NETWORKS[options.network](len(data.labels), "softmax"), GOING_ON if options.start else ANEW
     weights = keras.models.load_model(best, compile=False).get_weights()
     images_per_class = np.bincount(data.splits["train"].labels)
@@ -484,8 +494,9 @@ def finish(best, data, options, run):
     write_facts(partial, facts)
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
     if options.model.exists() and not is_of_run(options.model, run["started"]):
-        before = options.model.with_suffix(".previous.h5")
-        shutil.copy2(options.model, before)
+        before, copy = options.model.with_suffix(".previous.h5"), options.model.with_suffix(".previous.partial.h5")
+        shutil.copy2(options.model, copy)
+        os.replace(copy, before)
         print(f"\nThe model that was there is now {before}.")
     os.replace(partial, options.model)
     print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:\n{report.describe(evaluations)}")

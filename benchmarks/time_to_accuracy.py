@@ -41,7 +41,7 @@ def main():
         model, history = Path(folder) / "ours.h5", Path(folder) / "classic.csv"
         runs = {
             "ours": (
-                Path(folder) / "ours" / "history.csv",
+                Path(folder) / "ours" / "history.partial.csv",
                 [ROOT / "train.py", "--data", options.data, "--epochs", EPOCHS, "--model", model],
             ),
             "classic": (history, [__file__, "--data", options.data, "--history", history]),

@@ -16,6 +16,8 @@ from expressions import UserError
 
 # What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
+# what NumPy and zipfile raise for a damaged file
+DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 @contextlib.contextmanager
@@ -27,7 +29,7 @@ def run_folder(model):
     strange = folder.is_dir() and any(".partial." not in entry.name for entry in folder.iterdir())
     if strange and not (folder / "distribution.png").exists():
         raise UserError(f"--model {model}: its report would go into {folder}, which holds other files")
-    lock = FileLock(folder.with_suffix(".lock"), blocking=False)
+    lock = FileLock(folder / "run.partial.lock", blocking=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -174,11 +176,12 @@ class Backup(keras.callbacks.Callback):
         Raises UserError when there is none, or it is damaged."""
         if self.first and not self.path.exists():
             raise UserError(f"{self.path}: no run to resume; start one without --resume")
+        content = io.BytesIO(self.of_first(self.path.read_bytes))
         try:
-            with np.load(io.BytesIO(self.of_first(self.path.read_bytes))) as file:
+            with np.load(content) as file:
                 state = json.loads(str(file["state"]))
                 return state, [file[f"variable{index}"] for index in range(state["variables"])]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except DAMAGE:
             raise UserError(f"{self.path}: damaged; remove it and start anew") from None
 
     @staticmethod

@@ -78,10 +78,9 @@ class Dataset(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-def load(path, seed=0, training=True):
+def load(path, training=True):
     """Read the data set at `path`: a CSV file, a folder that holds one, or a folder of class folders; and FER+ votes.
 
-    seed: decides which images are held out, where the data set has no validation split.
     training: make it ready to train on, see `check`; else it is for measuring, and every image stays.
     Returns a Dataset. Raises UserError when there is no data set at `path`, or none that can be trained on.
     """
@@ -100,7 +99,7 @@ def load(path, seed=0, training=True):
         labels, splits, notes = read_csv(found, votes) if found.is_file() else read_folders(found, votes)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be read ({error.strerror}); check its permissions") from None
-    return check(Dataset(found.resolve().name, labels, splits, tuple(notes)), seed, training)
+    return check(Dataset(found.resolve().name, labels, splits, tuple(notes)), training)
 
 
 def find(path):
@@ -126,11 +125,15 @@ def find(path):
 
 
 def split_folder(folder, split):
-    """The sub-folder of `folder` that holds `split`, under any of its usual names; None without one."""
-    for entry in sorted(folder.iterdir()):
-        if entry.name.lower() in FOLDER_NAMES[split] and entry.is_dir():
-            return entry
-    return None
+    """The sub-folder of `folder` that holds `split`, under any of its usual names; None without one.
+
+    Raises UserError where there are several."""
+    found = [
+        entry for entry in sorted(folder.iterdir()) if entry.name.lower() in FOLDER_NAMES[split] and entry.is_dir()
+    ]
+    if len(found) > 1:
+        raise UserError(f"{folder}: several folders for {split}: {', '.join(each.name for each in found)}; keep one")
+    return found[0] if found else None
 
 
 def visible(folder):
@@ -147,7 +150,7 @@ def read_folders(root, votes):
     folders = {split: split_folder(root, split) for split in SPLITS}
     if not any(folders.values()):
         folders = {"train": root, "validation": None, "test": None}
-    files, home, outside, others = {split: {} for split in SPLITS}, root.resolve(), [], []
+    files, home, outside, others, loose = {split: {} for split in SPLITS}, root.resolve(), [], [], []
 
     def leads_out(entry):  # a data set from the web could otherwise have any picture of this machine read
         return entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(home)
@@ -162,6 +165,8 @@ def read_folders(root, votes):
                 images = [file for file in contents if not leads_out(file) and is_image(file)]
                 others += [file for file in contents if not leads_out(file) and not is_image(file)]
                 files[split].setdefault(printable(entry.name.lower()), []).extend(images)
+            elif is_image(entry):
+                loose.append(entry)
     if not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
         for label, paths in files["test"].items():
             files["validation"][label] = [file for file in paths if file.name.startswith("PublicTest_")]
@@ -196,6 +201,7 @@ def read_folders(root, votes):
         (unreadable, "that can't be read, or are no image OpenCV knows"),
         (outside, "that are links out of the data set; put the images themselves there"),
         (others, "and folders whose names don't end as those of images do"),
+        (loose, "that lie in no class's folder"),
     ):
         if skipped:
             examples = ", ".join(str(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
@@ -291,7 +297,7 @@ def read_csv(path, votes):
     return EMOTIONS, splits, notes
 
 
-def check(dataset, seed=0, training=True):
+def check(dataset, training=True):
     """Hold out validation images where there are none, count copies, and for training drop the training images that
     also stand in another split. Returns a Dataset whose notes say what was done. Raises UserError when there is no
     image, or nothing can be learned from them."""
@@ -301,11 +307,11 @@ def check(dataset, seed=0, training=True):
         raise UserError(f"{dataset.source}: no training image that OpenCV can read; put some in train/<class>/{found}")
     if "train" in splits and "validation" not in splits:
         train = splits["train"]
-        held = held_out(train.labels, seed)
+        held = held_out(train.labels)
         splits["train"], splits["validation"] = train.take(~held), train.take(held)
         if training and not held.any():
             raise UserError(f"{dataset.source}: one image a class; training takes more, some for validation")
-        notes.append(f"no validation split: held {held.sum()} images out of train (stratified, seed {seed})")
+        notes.append(f"no validation split: held {held.sum()} images out of train (stratified, always the same ones)")
 
     for name in ("validation", "test"):
         if training and name in splits:
@@ -357,10 +363,12 @@ def stands_in(split, other):
     return np.array([image.tobytes() in seen for image in split.images], dtype=bool)
 
 
-def held_out(labels, seed):
-    """A boolean mask over `labels` that picks the same share of every class, at least one image where there are two."""
+def held_out(labels):
+    """A boolean mask over `labels` that picks the same share of every class, at least one image where there are two.
+
+    It depends on them alone, so that a model is never validated on images that one it learned from was trained on."""
     held = np.zeros(len(labels), dtype=bool)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
         held[rows[: max(len(rows) > 1, round(VALIDATION_SHARE * len(rows)))]] = True

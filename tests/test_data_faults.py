@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -101,6 +102,10 @@ FOLDERS = {
     "no training images": (lambda root: folder(root, ["val/happy/a.png", "val/sad/b.png"]), "no training image"),
     "one image a class": (lambda root: folder(root, ["happy/a.png", "sad/b.png"]), "one image a class"),
     "several data sets": (several, "several data sets"),
+    "two folders for a split": (
+        lambda root: folder(root, ["train/happy/a.png", "train/sad/b.png", "val/sad/c.png", "Validation/sad/d.png"]),
+        "several folders for validation: Validation, val",
+    ),
 }
 TABLES = {
     "an empty file": ([], "", "no table"),
@@ -266,6 +271,13 @@ def test_what_is_no_picture_by_its_name_is_counted_and_named(tmp_path, name):
     data = dataset.load(tmp_path)
     assert any("skipped 1 files and folders" in note and name.strip("/") in note for note in data.notes)
     assert data.labels == ("happy", "sad")
+
+
+def test_a_picture_in_no_class_s_folder_is_counted_and_named(tmp_path):
+    shutil.copy(folder(tmp_path) / "train" / "sad" / "b.png", tmp_path / "train" / "loose.png")
+    data = dataset.load(tmp_path)
+    assert any("skipped 1 files that lie in no class" in note and "loose.png" in note for note in data.notes)
+    assert data.counts().loc["all", "train"] == 2
 
 
 def test_what_macos_packs_beside_a_data_set_is_none(tmp_path):

@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_and_ends_as_if_nothing_had_happened(tmp_path, data
     whole = start(data_folder, tmp_path / "whole.h5")
     assert whole.wait() == 0
     process = start(data_folder, tmp_path / "killed.h5")
-    wait_for_epochs(process, tmp_path / "killed" / "history.csv", 2)
+    wait_for_epochs(process, tmp_path / "killed" / "history.partial.csv", 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed.h5").exists()
@@ -125,7 +125,7 @@ def test_a_killed_run_resumes_and_ends_as_if_nothing_had_happened(tmp_path, data
 def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
     model = tmp_path / "stopped.h5"
     process = start(data_folder, model)
-    wait_for_epochs(process, tmp_path / "stopped" / "history.csv", 2)  # so the state after the first is saved
+    wait_for_epochs(process, tmp_path / "stopped" / "history.partial.csv", 2)  # so the state after the first is saved
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0]
     assert process.returncode == 0 and "Stopped." in output and "Traceback" not in output, output
@@ -150,10 +150,15 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
 def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
     model = tmp_path / "model.h5"
     model.write_text("the model of before")
+    (tmp_path / "model").mkdir()
+    for name in ("history.csv", "distribution.png"):
+        (tmp_path / "model" / name).write_text("of its run")
     monkeypatch.setattr(train, "ANEW", train.ANEW._replace(learning_rate=float("nan")))
     assert train.main(["--data", str(data_folder), "--model", str(model), "--epochs", "2", "--batch-size", "16"]) == 2
     assert "no epoch has ended well" in capsys.readouterr().err
-    assert model.read_text() == "the model of before"
+    assert (
+        model.read_text() == "the model of before" and (tmp_path / "model" / "history.csv").read_text() == "of its run"
+    )
 
 
 def test_other_classes_make_a_model_with_those_labels(tmp_path):
@@ -189,6 +194,19 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     votes = classifier.probabilities(faces, votes=True)
     assert votes.shape == (21, 7) and np.allclose(votes.sum(axis=1), 1, atol=1e-5)
 
+    name, weights = train.begun(model, train.dataset.load(data))  # a run that goes on from it begins with what it says
+    network = train.NETWORKS[name](15, "linear")
+    network.set_weights(weights)
+    logits = network.predict(faces[..., None] / 255, verbose=0)
+    said = softmax(logits[:, :7] / classifier.facts["temperature"]), softmax(logits[:, 7:14])
+    np.testing.assert_allclose(said[0], classifier.probabilities(faces), atol=1e-4)
+    np.testing.assert_allclose(said[1], votes, atol=1e-4)
+
+
+def softmax(logits):
+    powers = np.exp(logits)
+    return powers / powers.sum(axis=1, keepdims=True)
+
 
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
@@ -216,7 +234,7 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
 
 
 def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained, data_folder, tmp_path, monkeypatch):
-    """Those of each epoch's end: where the rate is next to nothing, they are the model's that it began with."""
+    """The mean of those that the epochs end with, and neither the last of them nor those that it began with."""
     seen = []
     remember = train.WeightAverage.on_test_begin
 
@@ -239,10 +257,16 @@ def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained,
     assert read_facts(tmp_path / "on.h5")["start"] == "small.h5"
 
 
-def test_a_run_goes_on_from_a_model_of_its_own_labels_alone(trained, tmp_path, capsys):
+def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained, data_folder, tmp_path, capsys):
     data = write_data(tmp_path / "data", {"train": 4, "validation": 2}, labels=("awake", "asleep"))
     assert train.main(["--start", str(trained), "--data", str(data), "--model", str(tmp_path / "new.h5")]) == 2
     assert "takes a model of train.py that knows asleep, awake" in capsys.readouterr().err
+    arguments = ["--data", str(data_folder), "--model", str(tmp_path / "new.h5"), "--start", str(tmp_path / "other.h5")]
+    for network, words in (("large", "is not the large network"), (["compact"], "takes a model of train.py")):
+        shutil.copy(trained, tmp_path / "other.h5")
+        write_facts(tmp_path / "other.h5", read_facts(trained) | {"network": network})
+        assert train.main(arguments) == 2
+        assert words in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train.main(["--start", str(trained), "--network", "classic"])
 
@@ -279,17 +303,31 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path, data_folder, capsys, ar
     assert status == 2 and error.count("\n") == 1 and words in error
 
 
+@pytest.mark.parametrize("option", ["--start", "--teacher"])
+def test_a_model_that_a_run_learns_from_is_not_written_over(trained, data_folder, capsys, option):
+    before = trained.read_bytes()
+    assert train.main(["--data", str(data_folder), "--model", str(trained), option, str(trained)]) == 2
+    assert f"{option} {trained}: is the model to be written" in capsys.readouterr().err
+    assert trained.read_bytes() == before
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "words"),
     [
-        ["--epochs", "0"], ["--batch-size", "1"], ["--seed", "5000000000"], ["--network", "x"], ["--split", "train"],
-        ["--evaluate", "model.h5", "--resume"], ["--evaluate", "model.h5", "--epochs", "3"],
+        ("--epochs 0", "--epochs 0: takes a whole number from 1"),
+        ("--batch-size 1", "--batch-size 1: takes a whole number from 2"),
+        ("--seed 5000000000", "--seed 5000000000: takes a whole number from 0"),
+        ("--network x", "--network: invalid choice"),
+        ("--split train", "--split, --labels and --scaling go with --evaluate"),
+        ("--evaluate model.h5 --resume", "--evaluate goes with --data, --split, --labels and --scaling alone"),
+        ("--evaluate model.h5 --epochs 3", "--evaluate goes with --data, --split, --labels and --scaling alone"),
+        ("--evaluate model.h5 --seed 3", "--evaluate goes with --data, --split, --labels and --scaling alone"),
     ],
-)  # fmt: skip
-def test_options_out_of_range(arguments, capsys):
+)
+def test_options_out_of_range(arguments, words, capsys):
     with pytest.raises(SystemExit) as caught:
-        train.main(arguments)
-    assert caught.value.code == 2 and arguments[0] in capsys.readouterr().err
+        train.main(arguments.split())
+    assert caught.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_show_without_a_screen_says_where_the_picture_is(tmp_path, data_folder):

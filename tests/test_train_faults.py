@@ -1,5 +1,6 @@
 """What happens to a training run: killed, out of room, out of memory, refused, interfered with."""
 
+import errno
 import os
 import random
 import resource
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ import pytest
 from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, write_data
 
 import train
+from expressions.checkpoint import run_folder
 from expressions.classifier import Classifier
 
 pytestmark = pytest.mark.faults
@@ -156,7 +159,7 @@ def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
     if gone == "the report's folder":
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
     else:
-        (tmp_path / "model" / {"the history": "history.csv", "the best model": "best.h5"}[gone]).unlink()
+        (tmp_path / "model" / {"the history": "history.partial.csv", "the best model": "best.h5"}[gone]).unlink()
     printed = process.communicate()[0]
     assert process.returncode in (0, 2) and "Traceback" not in printed, printed
     if process.returncode:
@@ -195,9 +198,10 @@ def test_a_run_is_resumed_with_its_own_options_and_data_alone(stopped, trained, 
         value = [write_data(tmp_path / "other", {"train": 9, "validation": 3})]
     elif option == "--teacher":
         value = [trained]
-    state = (model.with_suffix("") / "state.npz").read_bytes()
+    before = {path: path.read_bytes() for path in model.with_suffix("").iterdir() if path.suffix != ".lock"}
     refused(capsys, [*words(data, model, "--resume", epochs=30), option, *value], f"({sentence}")
-    assert (model.with_suffix("") / "state.npz").read_bytes() == state
+    refused(capsys, [*words(data, model, epochs=30), option, *value], "go on with --resume")
+    assert {path: path.read_bytes() for path in model.with_suffix("").iterdir()} == before
 
 
 @pytest.fixture(scope="module")
@@ -211,18 +215,55 @@ def stopped(tmp_path_factory, data_folder):
     return model, data_folder
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "noise", "code"])
+@pytest.mark.parametrize("damage", ["cut off", "empty", "noise", "code", "one bit", "another bit"])
 def test_a_damaged_state(stopped, tmp_path, capsys, damage):
     model, data = tmp_path / "model.h5", stopped[1]
     shutil.copytree(stopped[0].with_suffix(""), tmp_path / "model")
     state, proof = tmp_path / "model" / "state.npz", tmp_path / "proof"
-    content = {"cut off": state.read_bytes()[:100_000], "empty": b"", "noise": random.Random(0).randbytes(10_000)}
+    good = state.read_bytes()
+    content = {"cut off": good[:100_000], "empty": b"", "noise": random.Random(0).randbytes(10_000)}
+    for name, at in (("one bit", 8), ("another bit", 10)):  # says that it is encrypted, or packed as nobody does
+        at += good.index(b"PK\1\2")  # the first entry of the list at a zip file's end
+        content[name] = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
     if damage == "code":  # NumPy's files may hold Python's pickles, which may run anything
         np.savez(state, state=np.array([Code(proof)], dtype=object))
     else:
         state.write_bytes(content[damage])
     refused(capsys, words(data, model, "--resume", epochs=30), "state.npz: damaged")
     assert not proof.exists()
+
+
+@pytest.mark.skipif(not WITHOUT_PRIVILEGES, reason="needs setpriv")
+def test_a_state_that_can_t_be_read_is_not_called_damaged(stopped, tmp_path):
+    shutil.copytree(stopped[0].with_suffix(""), tmp_path / "model")
+    (tmp_path / "model" / "state.npz").chmod(0)
+    result = run(*words(stopped[1], tmp_path / "model.h5", "--resume", epochs=30), before=WITHOUT_PRIVILEGES)
+    last = result.stdout.strip().splitlines()[-1]
+    assert result.returncode == 2 and "Permission denied" in last and "damaged" not in last, result.stdout
+
+
+def test_a_disk_that_fills_up_while_the_model_of_before_is_kept(tmp_path, data_folder, trained, monkeypatch, capsys):
+    """It stays where it is, and the one of still before where that is."""
+    model, previous = tmp_path / "model.h5", tmp_path / "model.previous.h5"
+    shutil.copy(trained, model)
+    previous.write_text("of still before")
+
+    def copy(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train.shutil, "copy2", copy)
+    assert train.main([str(word) for word in words(data_folder, model, epochs=1)]) == 2
+    assert "no space left on the disk" in capsys.readouterr().err
+    assert model.read_bytes() == trained.read_bytes() and previous.read_text() == "of still before"
+
+
+def test_names_with_points_are_names_of_their_own(tmp_path):
+    mine = tmp_path / "v1.lock"
+    mine.write_text("mine")
+    with run_folder(tmp_path / "v1.0.h5") as first, run_folder(tmp_path / "v1.1.h5") as second:
+        assert (first.name, second.name) == ("v1.0", "v1.1")
+    assert mine.read_text() == "mine" and not list(first.iterdir())
 
 
 class Code:
