@@ -35,12 +35,14 @@ from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering,
 from expressions.results import Index, ParquetTable, Summary, Table, keep, kept
 from expressions.video import (
     CODECS,
+    IMAGE_ENDINGS,
     Frame,
     Recording,
     Source,
     Window,
     expand,
     has_display,
+    is_camera,
     is_list,
     listed,
     parse_size,
@@ -212,7 +214,11 @@ def detect(options):
             raise UserError(f"--{name} {path}: its folder can't be written to; choose another one")
     if options.summary and (options.summary.is_dir() or (options.summary.exists() and not options.overwrite)):
         raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
+    if options.bars and not windowed and not options.save:
+        raise UserError("--bars: goes with a window or with --save, else nothing is drawn")
     names, options.size = expand(options.source), options.size and parse_size(options.size)
+    if options.size and not any(map(is_camera, names)):
+        raise UserError("--size: goes with a camera; films and pictures have their own")
     several, failed = names != [options.source], 0  # a folder or pattern, whatever it holds
     try:
         root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names]) if several else None
@@ -223,6 +229,8 @@ def detect(options):
     for path, target in zip(results, targets, strict=True):
         if target in options.sources or targets.count(target) > 1:
             raise UserError(f"{path}: is the source itself, or named twice; choose another name")
+    if options.summary and all(Path(name).suffix.lower() in IMAGE_ENDINGS for name in names):
+        raise UserError("--summary: goes with films and cameras; nobody is followed over pictures")
     labeller, summary = Labeller(options.model, options.cascade, options.votes), Summary()
     with ExitStack() as stack:
         tables = [
@@ -238,6 +246,8 @@ def detect(options):
                 except UserError as error:
                     complain(error)
                     failed += 1
+                    if any(result.gone for result in (*tables, *([preview.window] if preview else []))):
+                        break  # not this source is at fault
                 except KeyboardInterrupt:  # between two sources
                     if summary.source is None:
                         raise
@@ -468,6 +478,8 @@ def annotate_part(job, name, path, result, part):
         if file.exists():  # from a run that was stopped
             return kept(file)[1]["parts"]
         with Source(path, start=max(0, start - OVERLAP)) as source:
+            if source.live:
+                raise UserError(f"{name}: is no file; --workers and --ray label files, and no cameras")
             parts = math.ceil(source.length / source.rate / PART) if source.length else 1
             if part == 0 and parts == 1:
                 return *write_table(job, name, result, watch(source, labeller)), source.skipped, source.missing

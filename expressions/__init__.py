@@ -83,8 +83,8 @@ def read_picture(path):
 
 def decode(data):
     """The picture in `data`, a file's bytes as a uint8 array; None if OpenCV can't read it or it has more than
-    MOST_PIXELS. Returns BGR uint8 (height, width, 3), turned upright as its EXIF data say; what is transparent lies on
-    white, as in most viewers."""
+    MOST_PIXELS. Returns BGR uint8 (height, width, 3), turned upright as its EXIF data say, but for one with transparent
+    parts; they lie on white, as in most viewers."""
     try:
         with quiet():  # libraries that OpenCV uses complain on the screen
             image = cv2.imdecode(data, cv2.IMREAD_COLOR)

@@ -104,11 +104,6 @@ class FaceDetector:
         if self.cascade is None or self.cascade.empty():
             raise UserError(f"{path}: not a Haar cascade that OpenCV can read; get the project's own file again")
 
-    def detect(self, gray):
-        """Find the faces in `gray`, uint8 (height, width). Returns Boxes, framed as FER2013, from left to right."""
-        gray, scale = shrunk(gray)
-        return sorted(framed(face, scale) for face in self.search(gray) if face.weight >= SURE)
-
     def search(self, gray):
         """Search all of a frame that is at most WORKING_SIDE wide and high; returns Sightings of what may be faces,
         from left to right."""

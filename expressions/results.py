@@ -58,6 +58,7 @@ class Table:
     def __init__(self, path, labels, overwrite=False):
         self.path, self.labels = Path(path), labels
         self.new, self.size = not self.path.exists(), None  # size: of what is written, in bytes; None before
+        self.gone = False  # whether it could not be written
         try:
             self.file = open(path, "ab" if overwrite else "xb", buffering=0)
         except FileExistsError:
@@ -95,6 +96,7 @@ class Table:
             while written < len(data):
                 written += self.file.write(data[written:])
         except OSError as error:
+            self.gone = True
             with contextlib.suppress(OSError):  # not half a row
                 self.file.truncate(self.size)
             raise UserError(f"{self.path}: can't be written ({error.strerror}); rows are missing") from None
@@ -205,8 +207,8 @@ class Index:
     A row is added when a file's result is there. Of a file that changed, and was done anew, the last row counts. Those
     that could not be done, and why, come into failed.csv, and are tried again by the next run.
     made_by: a text that changes with all that decides what is written, so that results of two kinds don't mix.
-    failed: how many could not be done. Raises UserError when the folder holds results of another kind, or can't be
-    written, or another run is at work in it."""
+    failed: how many could not be done. Raises UserError when the folder holds results of another kind or other files,
+    or can't be written, or another run is at work in it."""
 
     COLUMNS = ("source", "bytes", "modified", "result", "seconds", "frames", "faces", "people", "broken", "missing")
 
@@ -215,6 +217,8 @@ class Index:
         self.done, self.states, self.failed, self.failures = {}, {}, 0, self.folder / "failed.csv"
         with self.complaints():
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+                raise UserError(f"{self.folder}: holds other files, and no results; choose a new or an empty folder")
             self.file = open(self.path, "ab", buffering=0)
             claim(self.file, self.path)
             with open(self.path, "rb") as rows:
@@ -258,6 +262,8 @@ class Index:
         """Whether the file `source` is to be done: it isn't as it is now, or its result, a path in the folder, is gone.
 
         False also where that was asked of the result before, for a list may name a file twice."""
+        if result in (self.path.name, self.failures.name):
+            raise UserError(f"{source}: its table would be {result}, which is the folder's own; rename it")
         known = hash(result)
         if known in self.states:
             return False
@@ -300,6 +306,8 @@ class Summary:
 
         still: a picture, whose faces nobody follows: each counts once."""
         gap = frame.seconds - self.before if source == self.source else 0
+        if not 0 <= gap <= BLINK:  # a source that begins anew, or a time in which nobody was seen
+            gap = 0
         self.source, self.before = source, frame.seconds
         for face in faces:
             person = "pictures" if still else (str(source), face.number)
@@ -307,7 +315,7 @@ class Summary:
             if still:
                 continue
             stretches = self.stretches.setdefault(person, [])
-            if stretches and stretches[-1][0] == face.label and frame.seconds - stretches[-1][2] < BLINK:
+            if stretches and stretches[-1][0] == face.label and 0 <= frame.seconds - stretches[-1][2] < BLINK:
                 stretches[-1][2] = frame.seconds
             else:
                 stretches.append([face.label, frame.seconds - gap, frame.seconds])
@@ -366,7 +374,7 @@ class Summary:
             warnings.filterwarnings("ignore", "Glyph .* missing")  # letters that the font lacks are drawn as boxes
             figure.savefig(data, format=path.suffix[1:], dpi=100)
         pyplot.close(figure)
-        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        partial = path.with_name(f"{uuid.uuid4().hex}{path.suffix}")
         try:
             partial.write_bytes(data.getbuffer())
             os.replace(partial, path)

@@ -40,7 +40,8 @@ BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live so
 # glibc's malloc_trim, where this is the C library
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
-ADDRESS = re.compile("[a-z][a-z0-9+.-]+://[^/?#]*([^?#]*)", re.IGNORECASE)  # with its path
+ADDRESS = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # with its scheme and its path
+OF_FILES = {"file", "ftp", "http", "https"}  # schemes; whatever its path, what has another one is live
 # how to open a camera: what OpenCV takes by itself needs half a minute on Windows
 INTERFACES = {"linux": cv2.CAP_V4L2, "win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION}
 ADVICE = {
@@ -92,7 +93,9 @@ def expand(source):
     names = [str(path) for path in shown if not os.path.isdir(path)]  # a dangling link is not passed over in silence
     if not names:
         raise UserError(f"{source}: no image or video there; known endings are {', '.join(sorted(endings))}")
-    return sorted(names, key=lambda name: [int(x) if x.isdigit() else x.lower() for x in re.split("([0-9]+)", name)])
+    return sorted(
+        names, key=lambda name: [int(x) if i % 2 else x.lower() for i, x in enumerate(re.split("([0-9]+)", name))]
+    )
 
 
 def is_list(source):
@@ -152,9 +155,10 @@ class Source:
         self.address, self.size, self.start = str(source), size, start
         self.camera, self.remote = is_camera(self.address), ADDRESS.match(self.address)
         self.name = re.sub("//[^/]*@", "//", self.address) if self.remote else self.address
-        ending = Path(self.remote[1] if self.remote else self.address).suffix.lower()
-        self.still = ending in IMAGE_ENDINGS and not self.camera
-        self.live = self.camera or (bool(self.remote) and ending not in IMAGE_ENDINGS | VIDEO_ENDINGS)
+        ending = Path(self.remote[2] if self.remote else self.address).suffix.lower()
+        of_file = not self.remote or (self.remote[1].lower() in OF_FILES and ending in IMAGE_ENDINGS | VIDEO_ENDINGS)
+        self.live = self.camera or not of_file
+        self.still = ending in IMAGE_ENDINGS and not self.live
         self.rate = self.length = self.capture = self.reader = None
         self.seconds, self.skipped, self.dropped, self.missing = 0.0, 0, 0, 0.0
         self.news, self.closing = threading.Event(), threading.Event()
@@ -335,7 +339,7 @@ def has_display():
             try:
                 client.connect(address)
                 return True
-            except OSError:
+            except (OSError, OverflowError):  # no such port
                 continue
     return False
 
@@ -420,7 +424,8 @@ class Recording:
 
     It grows as NAME.partial.ENDING and gets its name at the end of `with`, also when an exception ends it. A video has
     the source's rate (USUAL_RATE where there is none), and each frame the time it had in the source: a gap is filled
-    with the frame before it; of frames closer than the rate allows the first is kept. There is no sound.
+    with the frame before it; of frames closer than the rate allows the first is kept. A live source's gap of more than
+    LOST_AFTER, in which the user paused, is left out. There is no sound.
     saved: whether it has got its name.
     Raises UserError when the ending doesn't fit, the file exists and `overwrite` is False, another program writes it,
     or it can't be written; then what there is stays in NAME.partial.ENDING, and an old file is as it was.
@@ -438,8 +443,9 @@ class Recording:
             self.fail(f"{kind} is written as {', '.join(sorted(endings))}; choose such an ending")
         if not self.path.resolve().parent.is_dir():
             self.fail(f"there is no folder {self.path.parent}; make it first")
-        if self.path.exists() and os.path.exists(source.address) and self.path.samefile(source.address):
-            self.fail("is the source itself; choose another name")
+        for path in (self.path, self.partial):
+            if path.exists() and os.path.exists(source.address) and path.samefile(source.address):
+                self.fail(f"{path} is the source itself; choose another name")
         self.spare_others()
         try:
             self.claim = open(self.partial, "ab")
@@ -452,6 +458,9 @@ class Recording:
             self.fail("another program is writing it; choose another name")
         except OSError as error:
             self.fail(f"can't be written ({error.strerror}); choose another folder or name")
+        if self.partial.stat().st_size and not overwrite:
+            self.claim.close()
+            self.fail(f"{self.partial} exists already; choose another name or remove it, or add --overwrite")
 
     def __enter__(self):
         return self
@@ -476,10 +485,13 @@ class Recording:
             self.written = 1
             return
         if self.writer is None:
-            self.size, self.began = frame.shape[1::-1], self.source.seconds
+            self.size, self.began, self.last = frame.shape[1::-1], self.source.seconds, self.source.seconds
             self.open()
         if frame.shape[1::-1] != self.size:
             frame = cv2.resize(frame, self.size)
+        if self.source.seconds - self.last > LOST_AFTER and self.source.live:
+            self.began += self.source.seconds - self.last - 1 / self.rate
+        self.last = self.source.seconds
         due = round((self.source.seconds - self.began) * self.rate)
         while self.written <= due:
             self.look_for_room(frame)

@@ -110,6 +110,16 @@ def test_without_a_folder_it_is_compiled_anew(model, cache, monkeypatch, damage)
     assert not cache.is_dir() or not list(cache.iterdir())
 
 
+def test_a_cache_that_can_only_be_read_is_used(model, cache, monkeypatch):
+    compiled.build(Classifier(model), model)
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert compiled.load(model)
+
+
 @pytest.mark.faults
 def test_a_network_that_lies_beside_the_model_is_not_used(model, cache):
     """A stranger's folder may hold one that contradicts the model; it is neither read nor removed."""
@@ -121,10 +131,12 @@ def test_a_network_that_lies_beside_the_model_is_not_used(model, cache):
     assert compiled.load(model) is None and len(list(model.parent.glob("*.tflite"))) == 3
 
 
-def test_a_network_that_says_something_else_is_not_used(model, cache, monkeypatch):
+@pytest.mark.parametrize("what", ["label", "vote"])
+def test_a_network_that_says_something_else_is_not_used(model, cache, monkeypatch, what):
+    write_votes(model, np.zeros((256, 8), np.float32), np.zeros(8, np.float32))
+    off = np.where((np.arange(15) < 7) == (what == "label"), np.linspace(0, 5, 15), 0).astype(np.float32)
     right = compiled.CompiledNetwork.predict_on_batch
-    wrong = lambda self, inputs: right(self, inputs) + np.linspace(0, 5, 7, dtype=np.float32)  # noqa: E731
-    monkeypatch.setattr(compiled.CompiledNetwork, "predict_on_batch", wrong)
+    monkeypatch.setattr(compiled.CompiledNetwork, "predict_on_batch", lambda self, inputs: right(self, inputs) + off)
     assert compiled.build(Classifier(model), model) is None
     assert not cache.exists()
 

@@ -708,6 +708,32 @@ def test_the_screen_goes_while_a_film_is_written(tmp_path, trained, long_film):
         assert len(list(saved)) == len(rows(folder / "seen.csv"))
 
 
+@pytest.mark.parametrize("what", ["the screen", "the table"])
+def test_what_all_sources_need_is_gone(detect, tmp_path, film, monkeypatch, what):
+    """Then the other sources are left alone, and what was made of them before."""
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            shutil.copy(film, tmp_path / folder / f"{name}.avi")
+
+    def fail(*_):
+        raise UserError("gone")
+
+    window = SimpleNamespace(show=fail, gone=True, __enter__=lambda: None)
+    if what == "the screen":
+        monkeypatch.setattr(realtime_detect, "has_display", lambda: True)
+        monkeypatch.setattr(realtime_detect.Preview, "__enter__", lambda self: vars(self).update(window=window) or self)
+        monkeypatch.setattr(realtime_detect.Preview, "__exit__", lambda *_: None)
+    table = "/dev/full" if what == "the table" else tmp_path / "seen.csv"
+    os.symlink(table, tmp_path / "link.csv")
+    status, _, error = detect(
+        "--source", tmp_path / "in", "--save", tmp_path / "out", "--csv", tmp_path / "link.csv", "--overwrite"
+    )
+    assert status == 2 and error.count("\n") == 2 and "1 of 2 sources" in error, error
+    with Source(tmp_path / "out" / "b.avi") as other:
+        assert len(list(other)) == 20
+
+
 def test_a_timeline_with_a_formula_for_a_name(tmp_path):
     """matplotlib takes what stands between dollars for one, and raised where it is none."""
     summary = Summary()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -204,6 +205,12 @@ def failing(case, tmp_path, trained, picture):
         "nothing": (["--source", str(picture), "--no-window"], "goes with --save"),
         "votes": (["--source", str(picture), "--votes", *save], "has not learned from votes"),
         "size": (["--source", "0", "--size", "big", *save], "not a size"),
+        "size of a picture": (["--source", str(picture), "--size", "5x5", *save], "goes with a camera"),
+        "bars": (["--source", str(picture), "--bars", "--csv", str(tmp_path / "x.csv")], "goes with a window"),
+        "pictures' timeline": (
+            ["--source", str(picture), "--summary", str(tmp_path / "x.png"), "--no-window"],
+            "goes with films",
+        ),
         "table": (["--source", str(picture), "--csv", str(tmp_path / "old.csv"), "--no-window"], "exists already"),
         "timeline": (["--source", str(picture), "--summary", str(picture), "--no-window"], "exists already"),
         "table's ending": (["--source", str(picture), "--csv", str(tmp_path / "seen.txt")], "has to end in .csv"),
@@ -227,6 +234,9 @@ def failing(case, tmp_path, trained, picture):
         "nothing",
         "votes",
         "size",
+        "size of a picture",
+        "bars",
+        "pictures' timeline",
         "table",
         "timeline",
         "table's ending",
@@ -324,9 +334,20 @@ def test_the_keys_of_a_real_window(screen, trained, film, tmp_path):
     assert process.returncode == 0 and "frames" in output, output
     paused, bars, mirrored, hidden = (cv2.imread(str(path)) for path in saved)
     assert (paused != bars).mean() > 0.01
-    np.testing.assert_array_equal(hidden, mirrored)  # what hides is in the window alone
+    np.testing.assert_array_equal(hidden, mirrored)  # a saved picture never has the line of keys
     plain, turned = cv2.imread(str(saved[0])), mirrored[:, ::-1]  # without bars; and with them, turned back
     assert np.isclose(plain, turned, atol=3).mean() > 0.8 > np.isclose(plain, mirrored, atol=3).mean()
+
+
+def test_the_line_of_keys_is_hidden_and_shown_again(frame):
+    preview, shown, keys = realtime_detect.Preview(EMOTIONS, False), [], iter("hh ")
+    preview.window = SimpleNamespace(show=lambda picture, rate: shown.append(picture) or next(keys))
+    for _ in range(3):
+        preview.last = None  # else the line tells how many frames a second there are
+        assert preview.show(frame, [], SimpleNamespace(still=False, camera=False, rate=None))
+    np.testing.assert_array_equal(shown[1], frame)
+    np.testing.assert_array_equal(shown[2], shown[0])
+    assert (shown[0] != frame).any()
 
 
 @needs_xvfb

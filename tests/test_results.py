@@ -82,6 +82,15 @@ def test_frames_that_come_late_count_for_longer():
     assert summary.describe() == "person 1, 1.1 s: happy 82%, sad 18%"
 
 
+def test_time_without_anyone_and_a_source_that_begins_anew_count_for_nobody():
+    summary = Summary()
+    for start, person in ((0, 1), (600, 2), (0, 2)):
+        for number in range(10):
+            summary.add("0", Frame(number, start + number / 10), [Face(person, "sad")], still=False)
+    assert summary.describe() == "person 2, 1.8 s: sad 100%\nperson 1, 0.9 s: sad 100%"
+    assert [end - start for _, start, end in summary.stretches["0", 2]] == pytest.approx([0.9, 0.9])
+
+
 def test_many_people_and_pictures():
     summary = Summary()
     film(summary, "a.mp4", {person: ["happy"] * (5 + person) for person in range(1, 10)})

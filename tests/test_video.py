@@ -61,11 +61,11 @@ def ffmpeg(*arguments):
 
 
 def test_a_folder_and_a_pattern_become_their_images_and_videos_in_natural_order(tmp_path):
-    for name in ("film10.MP4", "film2.mp4", "a.png", "notes.txt", ".hidden.jpg", "B.webm", "inner/c.jpg"):
+    for name in ("film10.MP4", "film2.mp4", "film².mp4", "a.png", "notes.txt", ".hidden.jpg", "B.webm", "inner/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    names = [str(tmp_path / name) for name in ("a.png", "B.webm", "film2.mp4", "film10.MP4")]
+    names = [str(tmp_path / name) for name in ("a.png", "B.webm", "film2.mp4", "film10.MP4", "film².mp4")]
     assert expand(str(tmp_path)) == names
     assert expand(f"{tmp_path}/film*") == names[2:]
     assert expand(f"{tmp_path}/*/*") == [str(tmp_path / "inner" / "c.jpg")]
@@ -87,6 +87,16 @@ def test_a_single_source_stays_as_it_is(tmp_path, monkeypatch):
         Source("7")
     with pytest.raises(UserError, match="camera 0: can't be opened"):
         Source("0")
+
+
+def test_a_camera_s_path_may_end_like_a_file_s(monkeypatch):
+    for reader in ("read_live", "read_film", "read_image"):
+        monkeypatch.setattr(Source, reader, lambda self: iter([(None, 0.0)]))
+    kinds = {"rtsp://host/live.mp4": "live", "rtsp://host/me.png": "live", "http://host/door": "live"}
+    kinds |= {"HTTP://host/film.mp4?x=1": "film", "http://host/me.png": "still"}
+    for address, kind in kinds.items():
+        source = Source(address)
+        assert (source.live, source.still) == (kind == "live", kind == "still"), address
 
 
 def test_a_size_is_width_and_height():
@@ -129,6 +139,16 @@ def test_a_video_keeps_the_times_of_its_source(tmp_path):
     # frame 1 is followed by a gap; 5 and 6 are closer than the rate allows; a source may begin later than at 0
     times = [3, 3.1, 3.6, 3.7, 3.8, 3.81, 3.9]
     assert levels(write_video(tmp_path / "film.avi", times)) == [0, 1, 1, 1, 1, 1, 2, 3, 4, 6]
+
+
+def test_a_long_pause_before_a_camera_is_left_out(tmp_path):
+    """Filled, ten minutes would have to be encoded at once."""
+    source = film_source()
+    source.live = True
+    with Recording(tmp_path / "film.avi", source) as recording:
+        for index, source.seconds in enumerate([0, 0.1, 600, 600.1, 602.1]):
+            recording.write(gray(20 * index))
+    assert levels(tmp_path / "film.avi") == [0, 1, 2, 3, *[3] * 19, 4]
 
 
 @needs_ffmpeg
@@ -298,6 +318,10 @@ def test_says_why_a_file_can_t_be_written_and_leaves_others_alone(tmp_path):
         with pytest.raises(UserError, match="exists already"), Recording(tmp_path / "new.png", source) as recording:
             recording.write(gray(1))
             shutil.copy(other, tmp_path / "new.png")  # somebody else was quicker
+        os.remove(tmp_path / "new.png")
+        with pytest.raises(UserError, match="new.partial.png exists already"):
+            Recording(tmp_path / "new.png", source)
+        shutil.copy(other, tmp_path / "new.png")
         with Recording(other, source, overwrite=True):
             pass  # nothing came of it
     for name, value in {"me.png": 100, "other.png": 50, "new.png": 50, "new.partial.png": 1}.items():
@@ -358,7 +382,7 @@ def test_what_could_not_be_ended_lies_beside_the_good_old_film(tmp_path, end, en
             assert len(list(partial)) >= 5
 
 
-@pytest.mark.parametrize("display", ["", ":987", "nowhere:1", "nonsense"])
+@pytest.mark.parametrize("display", ["", ":987", "nowhere:1", "localhost:99999", "nonsense"])
 @pytest.mark.faults
 def test_a_window_without_a_screen(monkeypatch, display):
     monkeypatch.setenv("DISPLAY", display)

@@ -278,6 +278,7 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         (["--workers", "2", "--csv", "x", "--source", "{utf16}"], "utf16.txt: is no UTF-8 text"),
         (["--csv", "x.csv", "--source", "{utf16}"], "utf16.txt: is no UTF-8 text"),
         (["--workers", "2", "--csv", "x", "--source", "0"], "and no cameras"),
+        (["--workers", "2", "--csv", "{folder}"], "holds other files"),
         (["--workers", "2", "--csv", "x", "--source", "{empty}"], "empty; give the name of a file"),
         (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
         (["--ray", "127.0.0.1:1", "--csv", "x"], "--ray 127.0.0.1:1: no cluster there"),
@@ -318,43 +319,53 @@ def test_more_workers_than_a_system_allows_open_files_at_first():
 
 
 def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
+    folder = tmp_path / "results"
     (tmp_path / "a").write_text("a")
-    with Index(tmp_path, "us") as index:
+    with Index(folder, "us") as index:
         assert index.due(tmp_path / "a", "a.csv") and not index.due(tmp_path / "a", "a.csv")
-        (tmp_path / "a.csv").write_text("rows")
+        (folder / "a.csv").write_text("rows")
         index.add(tmp_path / "a", "a.csv", (0, 1, 2, 1, 0, 0))
         with pytest.raises(UserError, match="another program is writing it"):
-            Index(tmp_path, "us")
-    (tmp_path / "failed.csv").write_text("of the run before")
+            Index(folder, "us")
+    (folder / "failed.csv").write_text("of the run before")
     with pytest.raises(UserError, match="is of another model"):
-        Index(tmp_path, "others")
-    assert (tmp_path / "failed.csv").exists()
-    with open(tmp_path / "index.csv", "a") as file:
+        Index(folder, "others")
+    assert (folder / "failed.csv").exists()
+    with open(folder / "index.csv", "a") as file:
         file.write("half a ro")
-    with Index(tmp_path, "us") as index:
+    with Index(folder, "us") as index:
         assert not index.due(tmp_path / "a", "a.csv")
-    rows = read(tmp_path / "index.csv")
+    rows = read(folder / "index.csv")
     assert len(rows) == 1 and rows[0]["faces"] == "2"
 
 
 def test_an_index_takes_a_file_for_done_as_it_is_now_alone(tmp_path):
     """One that grows while it is labelled, and one that is as it was before the last time."""
-    film, counts = tmp_path / "a", (0, 1, 2, 1, 0, 0)
-    (tmp_path / "a.csv").write_text("rows")
+    film, folder, counts = tmp_path / "a", tmp_path / "results", (0, 1, 2, 1, 0, 0)
 
     def due(text, then=None):
         film.write_text(text)
         os.utime(film, (len(text),) * 2)
-        with Index(tmp_path, "us") as index:
+        with Index(folder, "us") as index:
             if not index.due(film, "a.csv"):
                 return False
             if then:
                 film.write_text(then)
+            (folder / "a.csv").write_text("rows")
             index.add(film, "a.csv", counts)
             return True
 
     assert due("half", then="whole") and due("whole") and not due("whole")
     assert due("other one") and due("whole") and not due("whole")
+
+
+def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(tmp_path):
+    (tmp_path / "a.mp4.csv").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        Index(tmp_path, "us")
+    assert os.listdir(tmp_path) == ["a.mp4.csv"]
+    with Index(tmp_path / "results", "us") as index, pytest.raises(UserError, match="which is the folder's own"):
+        index.due(tmp_path / "index", "index.csv")
 
 
 def test_people_keep_their_numbers_from_one_tracker_to_the_next():
