@@ -35,7 +35,6 @@ from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering,
 from expressions.results import Index, ParquetTable, Summary, Table, keep, kept
 from expressions.video import (
     CODECS,
-    IMAGE_ENDINGS,
     Frame,
     Recording,
     Source,
@@ -229,8 +228,6 @@ def detect(options):
     for path, target in zip(results, targets, strict=True):
         if target in options.sources or targets.count(target) > 1:
             raise UserError(f"{path}: is the source itself, or named twice; choose another name")
-    if options.summary and all(Path(name).suffix.lower() in IMAGE_ENDINGS for name in names):
-        raise UserError("--summary: goes with films and cameras; nobody is followed over pictures")
     labeller, summary = Labeller(options.model, options.cascade, options.votes), Summary()
     with ExitStack() as stack:
         tables = [

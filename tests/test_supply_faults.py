@@ -47,11 +47,14 @@ def traced(folder, *words):
 def test_the_webcam_program_writes_and_calls_nothing_but_what_it_was_told(tmp_path, trained, frame):
     """The first time, when it compiles the network, and the second time."""
     (tmp_path / "work").mkdir()
-    cv2.imwrite(str(tmp_path / "work" / "me.png"), frame)
-    words = ["--source", "me.png", "--no-window", "--model", trained, "--csv", "a.csv", "--save", "b.png"]
+    film = cv2.VideoWriter(str(tmp_path / "work" / "me.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, frame.shape[1::-1])
+    for _ in range(3):
+        film.write(frame)
+    film.release()
+    words = ["--source", "me.avi", "--no-window", "--model", trained, "--csv", "a.csv", "--save", "b.avi"]
     for _ in range(2):
         assert traced(tmp_path, "realtime_detect.py", *words, "--overwrite", "--summary", "c.png") == ([], [])
-    assert sorted(os.listdir(tmp_path / "work")) == ["a.csv", "b.png", "c.png", "me.png"]
+    assert sorted(os.listdir(tmp_path / "work")) == ["a.csv", "b.avi", "c.png", "me.avi"]
 
 
 def test_training_writes_and_calls_nothing_but_what_it_was_told(tmp_path, data_folder):
