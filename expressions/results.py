@@ -347,8 +347,8 @@ class Summary:
         """Draw the timeline of those seen longest, a row a person, into the picture file `path`, which stays as it is
         until the new one is whole.
 
-        colours: of a label, (blue, green, red), 0 to 255. Raises UserError when it can't be written, or only pictures were
-        seen."""
+        colours: of a label, (blue, green, red), 0 to 255. Raises UserError when it can't be written, or nothing but
+        pictures was seen."""
         if self.shown and not self.stretches:
             raise UserError(f"--summary {path}: goes with films and cameras; nobody is followed over pictures")
         import matplotlib  # here, for it takes a second, and only this needs it

@@ -102,26 +102,6 @@ def wait_for_epochs(process, history, count):
     raise AssertionError(process.communicate()[0])
 
 
-def test_a_killed_run_resumes_and_ends_as_if_nothing_had_happened(tmp_path, data_folder):
-    whole = start(data_folder, tmp_path / "whole.h5")
-    assert whole.wait() == 0
-    process = start(data_folder, tmp_path / "killed.h5")
-    wait_for_epochs(process, tmp_path / "killed" / "history.partial.csv", 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed.h5").exists()
-    process = start(data_folder, tmp_path / "killed.h5", "--resume")
-    assert process.wait() == 0, process.communicate()[0]
-
-    expected, resumed = (pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "killed"))
-    assert resumed["epoch"].tolist() == [0, 1, 2, 3, 4]
-    figures = ["accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"]
-    np.testing.assert_allclose(resumed[figures], expected[figures], rtol=2e-3)  # two threads add in any order
-    faces = np.random.default_rng(0).integers(0, 256, (5, 48, 48), np.uint8)
-    first, second = (Classifier(tmp_path / f"{name}.h5").probabilities(faces) for name in ("whole", "killed"))
-    np.testing.assert_allclose(first, second, atol=5e-3)
-
-
 def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
     model = tmp_path / "stopped.h5"
     process = start(data_folder, model)

@@ -100,7 +100,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, data_folder):
 
 
 def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained):
-    arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained, epochs=12)
+    arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained, epochs=5)
     whole = begin(*arguments, **ONE_THREAD)
     assert whole.wait() == 0, whole.communicate()[0]
     arguments[3] = tmp_path / "killed.h5"
