@@ -284,9 +284,9 @@ A Keras `Sequential` network ("{network}", {parameters:,} parameters, {megabytes
 
 Measured on the **validation** split ({n} images) with this file, loaded as the webcam program loads it. The epoch was
 chosen and the temperature ({temperature}) fitted on these same images, so expect a little less on new ones of the same
-kind. One run, seed {seed}. The column *votes*, where there is one, is of the network's second output, which predicts the votes
-of FER+'s taggers: only its row *FER+ majority* compares it with votes, the others do with the labels, which it was not
-trained to tell. *Calibration error* is the expected calibration error with 15 bins.
+kind. One run, seed {seed}. The column *votes*, where there is one, is of the network's second output, which predicts
+the votes of FER+'s taggers: only its row *FER+ majority* compares it with votes, the others do with the labels, which
+it was not trained to tell. *Calibration error* is the expected calibration error with 15 bins.
 
 {results}
 
