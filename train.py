@@ -462,7 +462,6 @@ def finish(best, data, options, run):
     run: facts about this run, such as when it started. The model that was there is kept under another name, unless the
     same run left it."""
     folder, partial = best.parent, options.model.with_suffix(".partial.h5")
-    os.replace(folder / "history.partial.csv", folder / "history.csv")
     network, recipe = NETWORKS[options.network](len(data.labels), "softmax"), GOING_ON if options.start else ANEW
     weights = keras.models.load_model(best, compile=False).get_weights()
     images_per_class = np.bincount(data.splits["train"].labels)
@@ -492,6 +491,7 @@ def finish(best, data, options, run):
     evaluations = report.evaluate(Classifier(partial), validation, data.labels)
     facts["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
     write_facts(partial, facts)
+    os.replace(folder / "history.partial.csv", folder / "history.csv")
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
     if options.model.exists() and not is_of_run(options.model, run["started"]):
         before, copy = options.model.with_suffix(".previous.h5"), options.model.with_suffix(".previous.partial.h5")
