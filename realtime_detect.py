@@ -471,12 +471,12 @@ def annotate_part(job, name, path, result, part):
     it can't be done. Raises UserError where the labeller can't work, for it will not for other files either."""
     labeller, start, end = hired_labeller(*job[:3]), part * PART, (part + 1) * PART
     try:
+        if is_camera(path):  # which has no end
+            raise UserError(f"{name}: is no file; --workers and --ray label files, and no cameras")
         file = part_file(job, path, part)
         if file.exists():  # from a run that was stopped
             return kept(file)[1]["parts"]
         with Source(path, start=max(0, start - OVERLAP)) as source:
-            if source.live:
-                raise UserError(f"{name}: is no file; --workers and --ray label files, and no cameras")
             parts = math.ceil(source.length / source.rate / PART) if source.length else 1
             if part == 0 and parts == 1:
                 return *write_table(job, name, result, watch(source, labeller)), source.skipped, source.missing

@@ -719,7 +719,7 @@ def test_what_all_sources_need_is_gone(detect, tmp_path, film, monkeypatch, what
     def fail(*_):
         raise UserError("gone")
 
-    window = SimpleNamespace(show=fail, gone=True, __enter__=lambda: None)
+    window = SimpleNamespace(show=fail, gone=True)
     if what == "the screen":
         monkeypatch.setattr(realtime_detect, "has_display", lambda: True)
         monkeypatch.setattr(realtime_detect.Preview, "__enter__", lambda self: vars(self).update(window=window) or self)

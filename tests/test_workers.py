@@ -247,11 +247,12 @@ def test_parquet_has_what_csv_has(material, expected, trained, tmp_path):
 def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     shutil.copy(material / "me.png", tmp_path / "in" / "deep")
-    names = ["in/deep/me.png", "", str(material / "me.png"), "in/deep/me.png", "in/none.png"]
+    names = ["in/deep/me.png", "", str(material / "me.png"), "in/deep/me.png", "in/none.png", "/dev/video98"]
     (tmp_path / "list.txt").write_text("\n".join(names))
     arguments = "--source", "list.txt", "--model", trained, "--workers", 1, "--csv", "results"
     result = run("realtime_detect.py", *arguments, folder=tmp_path)
     assert result.returncode == 1 and "none.png: No such file" in result.stderr
+    assert "/dev/video98: is no file; --workers" in result.stderr  # a camera would never end
     index = read(tmp_path / "results" / "index.csv")
     assert [row["source"] for row in index] == [names[0], names[2]]
     assert index[0]["result"] == "in/deep/me.png.csv" and index[1]["result"].startswith("__/")
