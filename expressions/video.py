@@ -41,7 +41,7 @@ BROKEN_LIVE, BROKEN_IN_A_FILE = 3, 1000  # frames in a row; with more, a live so
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 ADDRESS = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # with its scheme and its path
-OF_FILES = {"file", "ftp", "http", "https"}  # schemes; whatever its path, what has another one is live
+STREAMS = set("rtmp rtmps rtp rtsp rtsps srt tcp udp".split())  # schemes of what is live, whatever its path ends in
 # how to open a camera: what OpenCV takes by itself needs half a minute on Windows
 INTERFACES = {"linux": cv2.CAP_V4L2, "win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION}
 ADVICE = {
@@ -156,8 +156,8 @@ class Source:
         self.camera, self.remote = is_camera(self.address), ADDRESS.match(self.address)
         self.name = re.sub("//[^/]*@", "//", self.address) if self.remote else self.address
         ending = Path(self.remote[2] if self.remote else self.address).suffix.lower()
-        of_file = not self.remote or (self.remote[1].lower() in OF_FILES and ending in IMAGE_ENDINGS | VIDEO_ENDINGS)
-        self.live = self.camera or not of_file
+        streamed = self.remote and (self.remote[1].lower() in STREAMS or ending not in IMAGE_ENDINGS | VIDEO_ENDINGS)
+        self.live = self.camera or bool(streamed)
         self.still = ending in IMAGE_ENDINGS and not self.live
         self.rate = self.length = self.capture = self.reader = None
         self.seconds, self.skipped, self.dropped, self.missing = 0.0, 0, 0, 0.0

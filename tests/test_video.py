@@ -93,7 +93,7 @@ def test_a_camera_s_path_may_end_like_a_file_s(monkeypatch):
     for reader in ("read_live", "read_film", "read_image"):
         monkeypatch.setattr(Source, reader, lambda self: iter([(None, 0.0)]))
     kinds = {"rtsp://host/live.mp4": "live", "rtsp://host/me.png": "live", "http://host/door": "live"}
-    kinds |= {"HTTP://host/film.mp4?x=1": "film", "http://host/me.png": "still"}
+    kinds |= {"HTTP://host/film.mp4?x=1": "film", "http://host/me.png": "still", "sftp://host/a.mkv": "film"}
     for address, kind in kinds.items():
         source = Source(address)
         assert (source.live, source.still) == (kind == "live", kind == "still"), address
