@@ -1,4 +1,4 @@
-"""Label the expression of every face before a camera, in films and in pictures, until 'q'.
+"""Label the expression of every face in front of a camera, in films and in pictures, until 'q'.
 
     python realtime_detect.py                              the first camera
     python realtime_detect.py --source 1                   another camera
@@ -77,7 +77,7 @@ class Labeller:
             if network:
                 self.classifier.network = network
             else:
-                print("That did not work (is ai-edge-litert installed?): Keras labels the faces, which takes longer.")
+                print("Compiling failed (is ai-edge-litert installed?): Keras is used instead, which is slower.")
         self.labels = self.classifier.labels
         self.start()
 
@@ -133,7 +133,7 @@ def attempt(arguments):
             try:
                 return realtime_detect.annotate(options)
             except KeyboardInterrupt:
-                print("\nStopped. Begun again, it goes on from here.")
+                print("\nStopped. Run the command again to continue from here.")
                 raise
         return 2 if detect(options) else 0
     except BrokenPipeError:
@@ -155,32 +155,32 @@ def parse(arguments):
     add(
         "--source", default="0", help="camera, film, picture, folder, pattern or address (default: 0, the first camera)"
     )
-    add("--size", metavar="WIDTHxHEIGHT", help="what to ask a camera for, such as 1280x720")
+    add("--size", metavar="WIDTHxHEIGHT", help="frame size to request from a camera, such as 1280x720")
     add("--model", type=Path, default=MODEL, help="a model from train.py (default: models/emotion_model.h5)")
     add("--cascade", type=Path, default=CASCADE, help="a face detector's file")
-    add("--votes", action="store_true", help="label faces as ten people would vote, where the model has learned that")
-    add("--bars", action="store_true", help="draw how likely each expression is, beside each face")
+    add("--votes", action="store_true", help="predict how ten people would vote, if the model has learned from votes")
+    add("--bars", action="store_true", help="draw the probability of each expression beside each face")
     add("--no-window", action="store_true", help="don't open a window")
     group = parser.add_argument_group("results")
     add = group.add_argument
-    add("--save", type=Path, metavar="FILE", help="the annotated film or picture; of several, the folder for them")
+    add("--save", type=Path, metavar="FILE", help="the annotated film or picture; for several sources, a folder")
     add("--csv", type=Path, metavar="FILE", help="a row for each face in each frame")
-    add("--jsonl", type=Path, metavar="FILE", help="the same, a JSON object a line")
+    add("--jsonl", type=Path, metavar="FILE", help="the same, one JSON object per line")
     add("--summary", type=Path, metavar="FILE", help="a picture of who showed what when, such as timeline.png")
-    add("--overwrite", action="store_true", help="write over files that are there already")
+    add("--overwrite", action="store_true", help="overwrite existing files")
     group = parser.add_argument_group(
-        "many files at a time", "without a window; --csv or --parquet names a folder then"
+        "many files at a time", "without a window; --csv or --parquet then names a folder"
     )
     add = group.add_argument
-    add("--workers", type=int, metavar="N", help="so many processes of this machine label faces")
+    add("--workers", type=int, metavar="N", help="label with N processes on this machine")
     add(
         "--ray",
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="the machines of a Ray cluster do; without one, this machine",
+        help="label on the machines of a Ray cluster; without an address, on this machine",
     )
-    add("--parquet", type=Path, metavar="FOLDER", help="tables in Parquet's form")
+    add("--parquet", type=Path, metavar="FOLDER", help="tables as Parquet files")
     options = parser.parse_args(arguments)
     several = options.workers is not None or options.ray is not None
     if options.workers is not None and not 1 <= options.workers <= 1000:
@@ -188,7 +188,7 @@ def parse(arguments):
     if options.workers and options.ray is not None:
         parser.error("--workers and --ray: give one of them; Ray has a worker for each processor")
     if several != bool(options.parquet) and not (several and options.csv) or (options.csv and options.parquet):
-        parser.error("--workers and --ray go with one folder, in --csv or --parquet; --parquet with --workers or --ray")
+        parser.error("--workers and --ray need one folder, as --csv or --parquet; --parquet needs --workers or --ray")
     others = ("save", "jsonl", "summary", "size", "bars", "overwrite")
     if several and (unfit := [f"--{name}" for name in others if getattr(options, name)]):
         parser.error(f"{unfit[0]}: goes with one file at a time, without --workers and --ray")
@@ -302,7 +302,7 @@ def label_source(name, root, options, labeller, tables, summary, preview):
     if not root or not source.still:
         speed = "" if source.still else f", {rate:.1f} frames/s"
         broken = f", {source.skipped} broken ones skipped" if source.skipped else ""
-        lacking = f"; {source.missing:.1f} s are missing: damaged, or cut without being encoded again"
+        lacking = f"; {source.missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
         saved = f"; saved to {printable(save)}" if save and recording.saved else ""
         notes = f"{broken}{lacking if source.missing else ''}{saved}"
         tqdm.write(f"{printable(source.name)}: {frames} frames, {faces_seen} faces{speed}{notes}")
@@ -425,7 +425,7 @@ def annotate(options):
         began = time.perf_counter()
         for (_, _, name, path, result, part), outcome in workers.work(hired, tasks(), urgent):
             if isinstance(outcome, Exception):
-                outcome = f"{name}: given up, for {workers.ATTEMPTS} workers died of it; is there too little memory?"
+                outcome = f"{name}: given up after {workers.ATTEMPTS} workers died on it; is there too little memory?"
             if part and name not in films:  # failed already
                 continue
             if isinstance(outcome, int):  # a part of a film is done, which has so many as far as is known

@@ -3,13 +3,13 @@
     python train.py                           the data set in data/; without one, faces drawn by the program
     python train.py --data path/to/fer2013    a data set elsewhere: folder per class, or fer2013.csv
     python train.py --show disgust            look at pictures of one class before training starts
-    python train.py --resume                  go on with a run that was stopped
+    python train.py --resume                  continue a run that was stopped
     python train.py --network classic         the wide network of many tutorials, as a baseline
-    python train.py --start A.h5 --model B.h5 go on from a trained model: fit its images, average its weights
+    python train.py --start A.h5 --model B.h5 fine-tune a trained model, averaging its weights over the epochs
     python train.py --evaluate models/emotion_model.h5 --split validation        measure a trained model again
     python train.py --evaluate other.h5 --labels angry,disgust,... --scaling unit    or one from another program
 
-A run leaves models/NAME.h5, and beside it the folder models/NAME with curves, confusion matrix and model card.
+A run writes models/NAME.h5 and, next to it, the folder models/NAME with curves, confusion matrix and model card.
 """
 
 import argparse
@@ -185,11 +185,11 @@ def attempt(arguments):
         raise
     except (UserError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "errno = 28" in str(error):  # of Python, and of HDF5
-            error = "no space left on the disk; make room, and --resume goes on after the last whole epoch"
+            error = "no space left on the disk; make room, and --resume continues after the last complete epoch"
         print(f"train.py: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
-        hint = "" if options.evaluate else " If an epoch had ended, --resume goes on from there."
+        hint = "" if options.evaluate else " If an epoch was complete, continue with --resume."
         print(f"\nStopped.{hint}", file=sys.stderr)
         return 130
     return 0
@@ -200,27 +200,27 @@ def parse(arguments):
     add = parser.add_argument
     add("--data", type=Path, help="folder with a folder per class, or fer2013.csv (default: data/, else drawn faces)")
     add("--network", choices=NETWORKS, help="which network to train (default: compact)")
-    add("--start", type=Path, metavar="MODEL", help="go on from this model: fit the images, and average the weights")
+    add("--start", type=Path, metavar="MODEL", help="fine-tune this model, averaging its weights over the epochs")
     epochs = f"{ANEW.epochs}; {SYNTHETIC_EPOCHS} on drawn faces; {GOING_ON.epochs} with --start"
-    add("--epochs", type=int, help=f"at most so many (default: {epochs})")
-    add("--batch-size", type=int, default=64, help="images a step (default: 64)")
-    add("--seed", type=int, default=0, help="of weights, order, augmentation and drawn faces (default: 0)")
+    add("--epochs", type=int, help=f"maximum number of epochs (default: {epochs})")
+    add("--batch-size", type=int, default=64, help="images per step (default: 64)")
+    add("--seed", type=int, default=0, help="for weights, order, augmentation and drawn faces (default: 0)")
     add("--model", type=Path, help="the .h5 to write (default: models/emotion_model.h5, or synthetic_model.h5)")
     add("--show", metavar="EXPRESSION", help="show pictures of this class in a window before training")
-    add("--teacher", type=Path, nargs="+", default=[], metavar="MODEL", help="models to learn from beside the labels")
-    add("--resume", action="store_true", help="go on with the run whose state lies beside the model")
+    add("--teacher", type=Path, nargs="+", default=[], metavar="MODEL", help="models to learn from, besides the labels")
+    add("--resume", action="store_true", help="continue the stopped run whose state is in the model's folder")
     group = parser.add_argument_group("measuring a model instead of training one")
     add = group.add_argument
     add("--evaluate", type=Path, metavar="MODEL", help="the .h5 to measure")
-    add("--split", choices=dataset.SPLITS, help="on these images (default: validation)")
-    add("--labels", help="labels of its outputs in their order, with commas between; for a file that doesn't tell them")
-    add("--scaling", choices=SCALINGS, help="what it takes for a pixel: 0 to 1, -1 to 1, 0 to 255, or standardised")
+    add("--split", choices=dataset.SPLITS, help="the images to measure it on (default: validation)")
+    add("--labels", help="names of its outputs in order, separated by commas; for a file that doesn't contain them")
+    add("--scaling", choices=SCALINGS, help="the pixel range it expects: 0 to 1, -1 to 1, 0 to 255, or standardised")
     options = parser.parse_args(arguments)
     if options.network and options.start:
         parser.error("--start has the network of its model; leave --network out")
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     if options.evaluate and given - {"evaluate", "data", "split", "labels", "scaling"}:
-        parser.error("--evaluate goes with --data, --split, --labels and --scaling alone")
+        parser.error("--evaluate takes only --data, --split, --labels and --scaling")
     if not options.evaluate and (options.split or options.labels or options.scaling):
         parser.error("--split, --labels and --scaling go with --evaluate")
     for name, lowest, highest in (("epochs", 1, 10**6), ("batch_size", 2, 10**6), ("seed", 0, 2**32 - 1)):
@@ -371,7 +371,7 @@ def train(data, options, folder, process):
         except KeyboardInterrupt:
             complete = False
             if best.exists():
-                print("\nStopped. The best epoch becomes the model; --resume goes on after the last whole epoch.")
+                print("\nStopped. The best epoch becomes the model; --resume continues after the last complete epoch.")
         except OSError:  # whatever words are in the names of its files
             raise
         except Exception as error:

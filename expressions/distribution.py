@@ -74,7 +74,7 @@ def joined():
                 raise UserError(f"{ADDRESSES} {address}: {str(error).splitlines()[0]}") from None
             if jax.device_count() != count * jax.local_device_count():
                 here, all_there_are = jax.local_device_count(), jax.device_count()
-                raise UserError(f"{here} of {all_there_are} devices are here; give each of {count} processes as many")
+                raise UserError(f"{here} of {all_there_are} devices are here; give all processes the same number")
             with quiet():
                 sync_global_devices("all are there")
             lost.line = f"one of the {count} processes has ended or can't be reached; see what it says there, "
@@ -146,7 +146,7 @@ def agree(settings):
     first = json.loads(of_first(lambda: json.dumps(settings).encode()))
     other = [f"{name} is {first[name]} there" for name, value in settings.items() if first[name] != value]
     if other:
-        raise UserError(f"another run than that of process 0 ({', '.join(other)}); give all the same options and data")
+        raise UserError(f"this process differs from process 0 ({', '.join(other)}); give all the same options and data")
 
 
 class Share(keras.utils.PyDataset):

@@ -122,7 +122,7 @@ def evaluate(classifier, split, labels):
     if unknown:
         raise UserError(
             f"the model knows {', '.join(classifier.labels)}, the data set has {', '.join(unknown)} too; "
-            "if the model calls it by another name, tell it with --labels"
+            "if it has another name for it, give the data set's names with --labels"
         )
     columns = np.array([classifier.labels.index(label) for label in labels])
     votes = None
@@ -276,17 +276,17 @@ def save(figure, path):
 CARD = """\
 # Model card: {name}
 
-Tells the expression of one face: {labels}.
+Predicts the expression of one face: {labels}.
 A Keras `Sequential` network ("{network}", {parameters:,} parameters, {megabytes:.1f} MB) that takes
-48x48 gray pictures, each pixel from 0 to 1.
+48x48 grey pictures, with pixel values from 0 to 1.
 
 ## How good it is
 
 Measured on the **validation** split ({n} images) with this file, loaded as the webcam program loads it. The epoch was
 chosen and the temperature ({temperature}) fitted on these same images, so expect a little less on new ones of the same
-kind. One run, seed {seed}. The column *votes*, where there is one, is of the network's second output, which predicts
-the votes of FER+'s taggers: only its row *FER+ majority* compares it with votes, the others do with the labels, which
-it was not trained to tell. *Calibration error* is the expected calibration error with 15 bins.
+kind. One run, seed {seed}. The column *votes*, if there is one, is for the network's second output, which predicts the
+votes of FER+'s taggers: only the row *FER+ majority* compares it with votes; the other rows compare it with the labels,
+which it was not trained to predict. *Calibration error* is the expected calibration error with 15 bins.
 
 {results}
 
@@ -301,9 +301,9 @@ Most frequent confusions: {confusions}.
 
 ## How it was made
 
-{epochs} epochs in {minutes:.0f} minutes, the saved one is epoch {epoch}, on {machine}; batch size {batch_size};
+{epochs} epochs in {minutes:.0f} minutes on {machine}; epoch {epoch} was saved; batch size {batch_size};
 computed in {precision}.
-It began with: {start}. Its teachers: {teachers}. {versions}.
+Started from: {start}. Its teachers: {teachers}. {versions}.
 
 Data: {data}, fingerprint `{fingerprint}`.
 

@@ -350,7 +350,7 @@ class Summary:
         colours: of a label, (blue, green, red), 0 to 255. Raises UserError when it can't be written, or nothing but
         pictures was seen."""
         if self.shown and not self.stretches:
-            raise UserError(f"--summary {path}: goes with films and cameras; nobody is followed over pictures")
+            raise UserError(f"--summary {path}: needs a film or camera; people aren't tracked across pictures")
         import matplotlib  # here, for it takes a second, and only this needs it
 
         matplotlib.use("Agg")

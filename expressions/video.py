@@ -518,7 +518,7 @@ class Recording:
         with quiet():  # OpenCV writes that it doesn't know a tag, of every WebM file, though it does
             self.writer = cv2.VideoWriter(os.fsencode(os.path.abspath(self.partial)), codec, self.rate, self.size)
         if not self.writer.isOpened():
-            self.fail(f"OpenCV can't write a film of {self.size[0]}x{self.size[1]} pixels so; try .avi")
+            self.fail(f"OpenCV can't write a film of {self.size[0]}x{self.size[1]} pixels in this format; try .avi")
 
     def __exit__(self, *_):
         if self.writer:

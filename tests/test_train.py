@@ -299,9 +299,9 @@ def test_a_model_that_a_run_learns_from_is_not_written_over(trained, data_folder
         ("--seed 5000000000", "--seed 5000000000: takes a whole number from 0"),
         ("--network x", "--network: invalid choice"),
         ("--split train", "--split, --labels and --scaling go with --evaluate"),
-        ("--evaluate model.h5 --resume", "--evaluate goes with --data, --split, --labels and --scaling alone"),
-        ("--evaluate model.h5 --epochs 3", "--evaluate goes with --data, --split, --labels and --scaling alone"),
-        ("--evaluate model.h5 --seed 3", "--evaluate goes with --data, --split, --labels and --scaling alone"),
+        ("--evaluate model.h5 --resume", "--evaluate takes only --data, --split, --labels and --scaling"),
+        ("--evaluate model.h5 --epochs 3", "--evaluate takes only --data, --split, --labels and --scaling"),
+        ("--evaluate model.h5 --seed 3", "--evaluate takes only --data, --split, --labels and --scaling"),
     ],
 )
 def test_options_out_of_range(arguments, words, capsys):
