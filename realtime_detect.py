@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chat
 import cv2
 from tqdm import tqdm
 
-from expressions import UserError, as_program, compiled, overlay, printable, workers
+from expressions import UserError, as_program, compiled, overlay, printable, whole, workers
 from expressions.classifier import Classifier
 from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker, crop
 from expressions.results import Index, ParquetTable, Summary, Table, keep, kept
@@ -99,8 +99,9 @@ class Labeller:
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         if seconds is None:
             return Numbering().name(self.follow(self.new_tracker(), gray, None))
-        while seconds >= self.end:
-            self.tracker, self.successor, self.end = self.successor or self.new_tracker(), None, self.end + PART
+        if seconds >= self.end:
+            self.tracker, self.successor = self.successor or self.new_tracker(), None
+            self.end = (seconds // PART + 1) * PART
             self.numbering.change()
         faces = self.follow(self.tracker, gray, seconds)
         if seconds >= self.end - OVERLAP:
@@ -392,8 +393,6 @@ def annotate(options):
         ParquetTable.library()
     names = functools.partial(listed, options.source) if is_list(options.source) else expand(options.source).__iter__
     total = sum(1 for _ in names())
-    if not total:
-        raise UserError(f"{options.source}: empty; give the name of a file in each line")
     if total == 1 and next(names()) == options.source and not os.path.exists(options.source):
         raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
     Labeller(options.model, options.cascade, options.votes)  # complains now, and compiles the network for all
@@ -545,15 +544,11 @@ def write_table(job, name, result, seen):
     for place in (path, partial):
         place.parent.mkdir(parents=True, exist_ok=True)
     frames, faces_seen, people = 0, 0, set()
-    try:
-        with (Table if ending == ".csv" else ParquetTable)(partial, labels) as table:
-            for frame, faces in seen:
-                table.write(name, frame, faces)
-                frames, faces_seen = frames + 1, faces_seen + len(faces)
-                people.update(face.number for face in faces)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path, partial), (Table if ending == ".csv" else ParquetTable)(partial, labels) as table:
+        for frame, faces in seen:
+            table.write(name, frame, faces)
+            frames, faces_seen = frames + 1, faces_seen + len(faces)
+            people.update(face.number for face in faces)
     return round(frame.seconds, 3), frames, faces_seen, len(people)
 
 
@@ -577,7 +572,7 @@ def joined(files, notes):
         notes.append(noted)
         start, end = part * PART, (part + 1) * PART
         frames = [
-            (*frame, [Face(Box(*box), *rest, number, chances) for number, box, *rest, chances in faces])
+            (*frame, [Face(Box(*box), *rest, number, probabilities) for number, box, *rest, probabilities in faces])
             for *frame, faces in frames
         ]
         shared = [frame for frame in frames if frame[0] < start]

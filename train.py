@@ -49,6 +49,7 @@ from expressions import (
     report,
     synthetic,
     video,
+    whole,
 )
 from expressions.augmentation import Ahead, ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch, WeightAverage, run_folder
@@ -82,13 +83,13 @@ class Recipe(NamedTuple):
     rare_classes: float
 
 
-ANEW = Recipe(
+FROM_SCRATCH = Recipe(
     epochs=100, learning_rate=0.1, weight_decay=5e-3, label_smoothing=0.1,
     rotation=15, shift=0.1, zoom=0.15, erased=0.5, rare_classes=0.3,
 )  # fmt: skip
 # with --start: learns the training images by heart, or nearly, which alone makes a network worse at other images; the
 # mean of its weights along the way is better at both
-GOING_ON = Recipe(
+FINE_TUNING = Recipe(
     epochs=40, learning_rate=0.012, weight_decay=2e-3, label_smoothing=0.05,
     rotation=8, shift=0.08, zoom=0.08, erased=0.15, rare_classes=0,
 )  # fmt: skip
@@ -201,7 +202,7 @@ def parse(arguments):
     add("--data", type=Path, help="folder with a folder per class, or fer2013.csv (default: data/, else drawn faces)")
     add("--network", choices=NETWORKS, help="which network to train (default: compact)")
     add("--start", type=Path, metavar="MODEL", help="fine-tune this model, averaging its weights over the epochs")
-    epochs = f"{ANEW.epochs}; {SYNTHETIC_EPOCHS} on drawn faces; {GOING_ON.epochs} with --start"
+    epochs = f"{FROM_SCRATCH.epochs}; {SYNTHETIC_EPOCHS} on drawn faces; {FINE_TUNING.epochs} with --start"
     add("--epochs", type=int, help=f"maximum number of epochs (default: {epochs})")
     add("--batch-size", type=int, default=64, help="images per step (default: 64)")
     add("--seed", type=int, default=0, help="for weights, order, augmentation and drawn faces (default: 0)")
@@ -259,7 +260,7 @@ def load_data(options):
     """The data set that the options name, described on the screen. Completes the options that depend on it."""
     if options.data or dataset.find(HERE / "data"):
         data = dataset.load(options.data or HERE / "data")
-        name, epochs = "emotion_model.h5", ANEW.epochs
+        name, epochs = "emotion_model.h5", FROM_SCRATCH.epochs
     else:
         print(f"No data set in {HERE / 'data'}.\n{HOW_TO_GET_DATA}\n")
         # each split has a seed of its own, so that no face stands in both
@@ -270,7 +271,7 @@ def load_data(options):
         data = dataset.check(dataset.Dataset("faces drawn by the program", EMOTIONS, splits))
         name, epochs = "synthetic_model.h5", SYNTHETIC_EPOCHS  # never over the model that was trained on real faces
     options.model = options.model or HERE / "models" / name
-    options.epochs = options.epochs or (GOING_ON.epochs if options.start else epochs)
+    options.epochs = options.epochs or (FINE_TUNING.epochs if options.start else epochs)
     if options.model.suffix != ".h5" or options.model.stem.endswith(".weights") or options.model.is_dir():
         raise UserError(f"--model {options.model}: takes a file whose name ends in .h5, and not in .weights.h5")
     for name, models in (("--start", [options.start]), ("--teacher", options.teacher)):
@@ -296,19 +297,22 @@ def train(data, options, folder, process):
     keras.utils.set_random_seed(options.seed)
     # Keras reminds at every save that .h5 is an old format; it is the one that was asked for
     logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
-    recipe = GOING_ON if options.start else ANEW
+    recipe = FINE_TUNING if options.start else FROM_SCRATCH
     augmented, plain = generators(recipe)
     train_images = flow(augmented, data, "train", options.batch_size, options.teacher)
     validation_images = flow(plain, data, "validation", 256)
 
     best, history = folder / "best.h5", folder / "history.partial.csv"  # until there is a model of this run
-    options.network, weights = begun(options.start, data) if options.start else (options.network or "compact", None)
+    if options.start:
+        options.network, weights = starting_weights(options.start, data)
+    else:
+        options.network, weights = options.network or "compact", None
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
     settings |= {"epochs": options.epochs, "data": data.fingerprint()}
     settings |= {"teachers": list(map(sha256, options.teacher)), "start": options.start and sha256(options.start)}
     distribution.agree(settings | {"--resume": options.resume})
-    average = WeightAverage(train_images.x, SCALE) if options.start else None
-    remembering = [BestModel(best, monitor="val_accuracy", mode="max")]
+    average = WeightAverage(train_images.x) if options.start else None
+    remembering = [BestModel(best)]
     if not options.start:  # else validation loss tells nothing: what is learned by heart makes the network too sure
         remembering += [
             callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
@@ -320,8 +324,9 @@ def train(data, options, folder, process):
     )
 
     # a run that goes on computes as it began
-    if options.resume:
-        policy = backup.read()[0]["settings"].get("precision")
+    state = backup.read() if options.resume else None
+    if state:
+        policy = state[0]["settings"].get("precision")
     else:
         policy = distribution.of_first(lambda: fastest_policy().encode()).decode()
     settings["precision"] = policy
@@ -343,7 +348,7 @@ def train(data, options, folder, process):
         network.compile(optimizer, loss, weighted_metrics=[accuracy])
         network.summary()
 
-        epochs_done, ended = backup.restore(network) if options.resume else backup.start_anew(best)
+        epochs_done, ended = backup.restore(network, *state) if state else backup.start_anew(best)
         if first:
             report.draw_distribution(data, folder / "distribution.png")
             report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
@@ -418,10 +423,11 @@ def learning_rates(recipe, options):
     return [recipe.learning_rate * share for share in shares]
 
 
-def begun(model, data):
+def starting_weights(model, data):
     """The name and the weights of the network in the file `model`, for a run on `data` that goes on from it."""
     classifier, voted = Classifier(model), data.splits["train"].votes is not None
     name, weights = classifier.facts.get("network"), classifier.network.get_weights()
+    # list: what a file says may be of any type
     if name not in list(NETWORKS) or classifier.labels != data.labels or classifier.votes != voted:
         knows = f"knows {', '.join(data.labels)}, in this order, and {'has' if voted else 'has not'} learned from votes"
         raise UserError(f"--start {model}: takes a model of train.py that {knows}")
@@ -462,7 +468,8 @@ def finish(best, data, options, run):
     run: facts about this run, such as when it started. The model that was there is kept under another name, unless the
     same run left it."""
     folder, partial = best.parent, options.model.with_suffix(".partial.h5")
-    network, recipe = NETWORKS[options.network](len(data.labels), "softmax"), GOING_ON if options.start else ANEW
+    network = NETWORKS[options.network](len(data.labels), "softmax")
+    recipe = FINE_TUNING if options.start else FROM_SCRATCH
     weights = keras.models.load_model(best, compile=False).get_weights()
     images_per_class = np.bincount(data.splits["train"].labels)
     network.set_weights(label_outputs(weights, images_per_class, recipe.rare_classes))
@@ -494,9 +501,9 @@ def finish(best, data, options, run):
     os.replace(folder / "history.partial.csv", folder / "history.csv")
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
     if options.model.exists() and not is_of_run(options.model, run["started"]):
-        before, copy = options.model.with_suffix(".previous.h5"), options.model.with_suffix(".previous.partial.h5")
-        shutil.copy2(options.model, copy)
-        os.replace(copy, before)
+        before = options.model.with_suffix(".previous.h5")
+        with whole(before) as copy:
+            shutil.copy2(options.model, copy)
         print(f"\nThe model that was there is now {before}.")
     os.replace(partial, options.model)
     print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:\n{report.describe(evaluations)}")

@@ -10,6 +10,7 @@ sees the same frames, in turn with ours; it reads and draws nothing.
 """
 
 import argparse
+import functools
 import os
 import resource
 import statistics
@@ -103,17 +104,15 @@ def watch(path, labeller, ours, seen, theirs):
             number += 1
 
 
-def load_rival(loaded=[]):  # noqa: B006  the list keeps it
-    if not loaded:
-        try:
-            from fer.fer import FER
-
-            rival = FER()
-            rival.detect_emotions(np.zeros((480, 640, 3), np.uint8))  # the first call takes longer
-            loaded.append(rival)
-        except ImportError:
-            loaded.append(None)
-    return loaded[0]
+@functools.cache
+def load_rival():
+    try:
+        from fer.fer import FER
+    except ImportError:
+        return None
+    rival = FER()
+    rival.detect_emotions(np.zeros((480, 640, 3), np.uint8))  # the first call takes longer
+    return rival
 
 
 def quantiles(milliseconds):

@@ -29,7 +29,7 @@ BATCH, ROUNDS, STEPS = 64, 5, 8
 def main():
     images, labels = synthetic.draw_faces(100, seed=0)
     data = dataset.Dataset("drawn", EMOTIONS, {"train": dataset.Split(images, labels)})
-    generator, plain = train.generators(train.ANEW)
+    generator, plain = train.generators(train.FROM_SCRATCH)
     flows = {"OpenCV": train.flow(generator, data, "train", BATCH)}
     try:
         import scipy

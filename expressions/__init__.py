@@ -1,5 +1,5 @@
-"""What every part of the project agrees on: the labels and their order, the size of a face, the way from a picture to
-the network's input, and the one exception for what a user can mend.
+"""What every part of the project agrees on: the labels and their order, the size of a face, the way from a file to a
+picture and on to the network's input; the one exception for what a user can mend; how files and the terminal are used.
 
 Training, evaluation and the webcam all go through `prepare` and `SCALE`, so a model sees at the camera exactly what it
 saw in training.
@@ -9,6 +9,11 @@ import contextlib
 import os
 import signal
 import sys
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 MOST_PIXELS = 2**27  # of a picture: a small file may unpack to one that no memory holds
 MOST_BYTES = 2**29  # of its file
@@ -54,6 +59,34 @@ def as_program(work, arguments):
         for stream in (sys.stdout, sys.stderr):  # else Python would complain of it at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141  # as of other programs, which the signal SIGPIPE, 13, ends
+
+
+@contextlib.contextmanager
+def whole(path, partial=None):
+    """For `with`: the Path of a file to write, which gets the name `path` once it is whole. If that fails nothing of it
+    is left, and what was at `path` stays.
+
+    partial: that Path, where several processes may write at once."""
+    partial = partial or path.with_suffix(f".partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def claim(file, name):
+    """Keep other programs from writing the open `file` until it is closed, or this program is killed.
+
+    Raises UserError, with `name` for the file, when one is at it; then it is closed."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{name}: another program is writing it; choose another name") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 @contextlib.contextmanager

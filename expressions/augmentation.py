@@ -10,16 +10,16 @@ import numpy as np
 from keras._tf_keras.keras.preprocessing.image import ImageDataGenerator
 
 
-def erase(image, chance=0.5, smallest=0.02, largest=0.2):
+def erase(image, chance):
     """Random erasing (Zhong et al. 2017, arXiv:1708.04896): fill a random rectangle with noise, so that the network
     learns not to rest on one part of the face. For ImageDataGenerator's `preprocessing_function`.
 
     image: float32 (height, width, channels), 0 to 255, changed in place. chance: of an image to lose a rectangle.
-    smallest, largest: its area as a share of the image; its sides are in a ratio of 1 : 3 to 3 : 1. Returns image.
+    Its area is 2 to 20 % of the image, its sides are in a ratio of 1 : 3 to 3 : 1. Returns image.
     """
     if np.random.random() < chance:
         height, width = image.shape[:2]
-        area = np.random.uniform(smallest, largest) * height * width
+        area = np.random.uniform(0.02, 0.2) * height * width
         ratio = np.exp(np.random.uniform(-1, 1) * np.log(3))
         rows, columns = min(height, round(np.sqrt(area * ratio))), min(width, round(np.sqrt(area / ratio)))
         top, left = np.random.randint(height - rows + 1), np.random.randint(width - columns + 1)

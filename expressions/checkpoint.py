@@ -6,13 +6,12 @@ import json
 import os
 import time
 import zipfile
-from pathlib import Path
 
 import keras
 import numpy as np
 from filelock import FileLock, Timeout
 
-from expressions import UserError
+from expressions import SCALE, UserError, whole
 
 # What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
@@ -25,7 +24,7 @@ def run_folder(model):
     """The folder beside the file `model` that its run keeps its report and state in, made if need be, for `with`.
 
     Raises UserError when it can't be made, holds other files, or another run is at work in it."""
-    folder = Path(model).with_suffix("")
+    folder = model.with_suffix("")
     strange = folder.is_dir() and any(".partial." not in entry.name for entry in folder.iterdir())
     if strange and not (folder / "distribution.png").exists():
         raise UserError(f"--model {model}: its report would go into {folder}, which holds other files")
@@ -46,14 +45,12 @@ def run_folder(model):
 
 
 class BestModel(keras.callbacks.ModelCheckpoint):
-    """ModelCheckpoint (best only) whose file is replaced at once: a run killed while saving leaves the one before.
+    """ModelCheckpoint of the best validation accuracy, whose .h5 file at `path` is replaced at once: a run killed while
+    saving leaves the one before."""
 
-    path: the .h5 file. monitor: the value of the logs that decides. mode: "max" or "min", which of its values is best.
-    """
-
-    def __init__(self, path, monitor, mode):
-        self.path, self.partial = Path(path), Path(path).with_suffix(".partial.h5")
-        super().__init__(self.partial, monitor=monitor, mode=mode, save_best_only=True)
+    def __init__(self, path):
+        self.path, self.partial = path, path.with_suffix(".partial.h5")
+        super().__init__(self.partial, monitor="val_accuracy", mode="max", save_best_only=True)
 
     def on_epoch_end(self, epoch, logs=None):
         self.partial.unlink(missing_ok=True)  # half a file, from a run that was killed while it wrote
@@ -78,15 +75,15 @@ class WeightAverage(keras.callbacks.Callback):
     averaging (Izmailov et al. 2018, arXiv:1803.05407). Training goes on from those that the latest epoch ended with.
 
     images: the training images, (n, height, width, channels), in which batch normalisation's means and variances are
-    measured anew for those weights, as in that paper; MEASURED of them do. scale: the network's input for a pixel of 1.
+    measured anew for those weights, as in that paper; MEASURED of them do.
     """
 
     MEASURED = 6144
 
-    def __init__(self, images, scale):
+    def __init__(self, images):
         super().__init__()
         picked = np.random.default_rng(0).permutation(len(images))[: self.MEASURED]
-        self.images, self.count, self.mean, self.latest = images[picked] * np.float32(scale), 0, None, None
+        self.images, self.count, self.mean, self.latest = images[picked] * np.float32(SCALE), 0, None, None
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.latest:
@@ -117,17 +114,15 @@ class Backup(keras.callbacks.Callback):
 
     path: the .npz file. settings: what a resumed run must have in common with this one (JSON values).
     callbacks: those that remember something. history: the path of CSVLogger's file. images: the training iterator.
-    average: the run's WeightAverage, if it has one. first: whether this process is the one that saves. of_first: gives,
-    in all processes that train together, the bytes that a function returns in that one.
+    average: the run's WeightAverage, or None. first: whether this process is the one that saves. of_first: gives, in
+    all processes that train together, the bytes that a function returns in that one.
     """
 
-    def __init__(
-        self, path, settings, callbacks, history, images, average=None, first=True, of_first=lambda read: read()
-    ):
+    def __init__(self, path, settings, callbacks, history, images, average, first, of_first):
         super().__init__()
         self.first, self.of_first = first, of_first
-        self.path, self.settings, self.callbacks, self.average = Path(path), settings, callbacks, average
-        self.history, self.images = Path(history), images
+        self.path, self.settings, self.callbacks, self.average = path, settings, callbacks, average
+        self.history, self.images = history, images
         self.memory, self.started = None, time.strftime("%Y-%m-%d %H:%M:%S")
 
     def start_anew(self, best):
@@ -141,15 +136,14 @@ class Backup(keras.callbacks.Callback):
                 f"{self.path.parent}: holds a run that was stopped; go on with --resume, "
                 f"or remove {self.path.name} there to start anew"
             )
-        for old in (self.history, Path(best)):
+        for old in (self.history, best):
             old.unlink(missing_ok=True)
         return 0, False
 
-    def restore(self, network):
-        """Put `network` (compiled) back where the run stood. Returns (epochs done, whether it had ended by itself).
+    def restore(self, network, state, values):
+        """Put `network` (compiled) back where the run stood, which `read` returned as state and values.
 
-        Raises UserError when there is nothing to resume, or it was run with other settings."""
-        state, values = self.read()
+        Returns (epochs done, whether it had ended by itself). Raises UserError when it was run with other settings."""
         changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
         if changed:
             before = ", ".join(f"{name} was {state['settings'].get(name)}" for name in changed)
@@ -202,7 +196,7 @@ class Backup(keras.callbacks.Callback):
         if not self.first or not np.isfinite(logs["loss"]):
             return  # the last good state is worth more
         memory = [
-            {name: plain(getattr(callback, name)) for name in MEMORY if hasattr(callback, name)}
+            {name: as_number(getattr(callback, name)) for name in MEMORY if hasattr(callback, name)}
             for callback in self.callbacks
         ]
         values = [keras.ops.convert_to_numpy(variable) for variable in self.variables(self.model)]
@@ -218,9 +212,8 @@ class Backup(keras.callbacks.Callback):
             "variables": len(values),
         }
         values = {f"variable{index}": value for index, value in enumerate(values)}
-        partial = self.path.with_suffix(".partial.npz")
-        np.savez(partial, state=np.array(json.dumps(state)), **values)
-        os.replace(partial, self.path)
+        with whole(self.path) as partial:
+            np.savez(partial, state=np.array(json.dumps(state)), **values)
 
 
 def everywhere(images):
@@ -232,6 +225,6 @@ def everywhere(images):
     return keras.distribution.distribute_tensor(images, layout)
 
 
-def plain(value):
+def as_number(value):
     """A number that JSON can write, whatever kind of scalar it is; None stays None."""
     return value if value is None or isinstance(value, int) else float(value)

@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from expressions import IMAGE_SIZE, SCALE, UserError, prepare, quiet
+from expressions import IMAGE_SIZE, SCALE, UserError, prepare, quiet, whole
 
 # A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
@@ -36,7 +36,7 @@ ACTIVATIONS = {
 TRAINED_WITH = ("_initializer", "_regularizer", "_constraint")  # endings of what only matters while a network learns
 # Bounds of a file, of its HDF5 objects and their depth, of its text, and of the JSON in it, far above those of networks
 # that people use; DenseNet201 has 709 layers.
-MOST_BYTES, MOST_OBJECTS, DEEPEST, MOST_TEXT, MOST_PARTS = 2**30, 2**15, 64, 2**24, 2**15
+LARGEST_MODEL, MOST_OBJECTS, DEEPEST, MOST_TEXT, MOST_PARTS = 2**30, 2**15, 64, 2**24, 2**15
 MOST_LAYERS, MOST_IN_ROW = 1000, 128  # Keras takes ever longer for each further layer of a Sequential
 MOST_SIZE, MOST_VALUES = 512, 2048  # pixels of the input's side; values in all layers together, for each of its pixels
 # from pixels (0 to 255) to what a network was trained on
@@ -237,24 +237,19 @@ def halve(path):
     """Make the model file at `path` half as large: its float32 weights become float16.
 
     Keras reads them into float32 again, and computes with those."""
-    partial = Path(path).with_suffix(".halved")
-    try:
-        with h5py.File(path) as file, h5py.File(partial, "w") as halved:
+    with whole(path) as partial, h5py.File(path) as file, h5py.File(partial, "w") as halved:
 
-            def copy(name, item):
-                if isinstance(item, h5py.Group):
-                    copied = halved.create_group(name)
-                else:
-                    values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
-                    copied = halved.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
-                copied.attrs.update(item.attrs)
+        def copy(name, item):
+            if isinstance(item, h5py.Group):
+                copied = halved.create_group(name)
+            else:
+                values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
+                copied = halved.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
+            copied.attrs.update(item.attrs)
 
-            halved.attrs.update(file.attrs)
-            file.visititems(copy)
-            halved.attrs["digest"] = digest(halved)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)  # where the disk is full
+        halved.attrs.update(file.attrs)
+        file.visititems(copy)
+        halved.attrs["digest"] = digest(halved)
 
 
 def read_votes(path):
@@ -268,9 +263,9 @@ def read_votes(path):
             raise UserError(f"{path}: its layer for votes is damaged; copy or train it again") from None
 
 
-def read_facts(path, **given):
+def read_facts(path):
     """The facts of the model file at `path`; see `read_model`."""
-    return read_model(path, **given)[0]
+    return read_model(path)[0]
 
 
 def read_model(path, **given):
@@ -283,7 +278,8 @@ def read_model(path, **given):
     """
     # in a process of its own: on some damaged files HDF5's library crashes, never ends, or takes any memory
     code = "import sys; sys.path.insert(0, sys.argv[1]); from expressions import classifier; classifier.answer()"
-    words = [sys.executable, "-c", code, str(Path(__file__).parents[1]), os.path.abspath(path), json.dumps(given)]
+    # -P: nor does it import what lies in the working directory, where a stranger's files may be
+    words = [sys.executable, "-Pc", code, str(Path(__file__).parents[1]), os.path.abspath(path), json.dumps(given)]
     try:
         checked = subprocess.run(words, capture_output=True, timeout=CHECKED_IN)
         said = json.loads(checked.stdout)
@@ -312,8 +308,8 @@ def inspect(path, **given):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such model file; train one with train.py, or name another one")
-    if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path}: larger than {MOST_BYTES / 1e9:.1f} GB, which no model for faces has to be")
+    if path.stat().st_size > LARGEST_MODEL:
+        raise UserError(f"{path}: larger than {LARGEST_MODEL / 1e9:.1f} GB, which no model for faces has to be")
     try:
         with h5py.File(path) as file:
             check_objects(file, path)
@@ -451,5 +447,5 @@ def check_objects(file, path):
                     raise UserError(f"{path}: links to another file; don't use it")
                 waiting.append((item[name], depth + 1))
     other = size - numbers  # bytes; HDF5 can let each text of an attribute be the same one, as large as all of these
-    if other > MOST_TEXT or texts * other > 4 * MOST_BYTES:
+    if other > MOST_TEXT or texts * other > 4 * LARGEST_MODEL:
         raise UserError(f"{path}: holds more text than this program takes; don't use it")

@@ -1,10 +1,12 @@
 """The network of a model file compiled for speed: a LiteRT file, which needs no TensorFlow to run.
 
 It is kept in a folder of the user's own, for what lies beside a stranger's .h5 is as strange. Its name is the digest of
-the .h5 that it was made from, so that another model never meets a stale one.
+the .h5 that it was made from, so that another model never meets a stale one. Before it in the file stand the SHA-256 of
+all the rest and, as a line of JSON, the model's facts.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expressions import quiet
+from expressions import quiet, whole
 
 TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
 KEPT = 10  # compiled networks, the most recently used
@@ -84,31 +86,25 @@ def build(classifier, model, threads=None):
         return None
     # enlarged to a face's size, these are soft blobs; on mere noise networks are certain, and so hard to tell apart
     faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
-
-    def said():
-        return np.array([classifier.probabilities(faces, votes=votes) for votes in {False, classifier.votes}])
-
-    expected, network = said(), classifier.network
-    classifier.network = compiled
-    given, classifier.network = said(), network
+    fast = copy.copy(classifier)
+    fast.network = compiled
+    expected, given = (
+        np.array([each.probabilities(faces, votes=votes) for votes in {False, each.votes}])
+        for each in (classifier, fast)
+    )
     if (given.argmax(axis=2) != expected.argmax(axis=2)).any() or np.abs(given - expected).max() > TOLERANCE:
         return None
     with contextlib.suppress(OSError, RuntimeError):  # nowhere to keep it: compiled anew each time
-        target = place(model)
-        partial = target.with_suffix(f".{os.getpid()}")
-        try:
-            kept = json.dumps(classifier.facts).encode() + b"\n" + content
+        target, kept = place(model), json.dumps(classifier.facts).encode() + b"\n" + content
+        with whole(target, target.with_suffix(f".{os.getpid()}")) as partial:
             partial.write_bytes(hashlib.sha256(kept).digest() + kept)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
         for old in sorted(target.parent.iterdir(), key=os.path.getmtime, reverse=True)[KEPT:]:
             old.unlink()
     return compiled
 
 
 def place(model):
-    """Where the compiled network of the .h5 file `model` is kept, after the SHA-256 of all else and the facts.
+    """Where the compiled network of the .h5 file `model` is kept.
 
     Makes the folder. Raises OSError, or RuntimeError where the user has no home."""
     variable, usual = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}.get(

@@ -1,7 +1,7 @@
 """Read a data set of face pictures in any of the layouts that people download, and check it.
 
-`load` looks at a path and recognises a folder per class, the Kaggle folders, or the original CSV. Every image becomes
-48x48 gray through `prepare`, the function that the webcam uses too.
+`load` looks at a path and recognises a folder per class, the Kaggle folders, or the original CSV. Every picture
+becomes 48x48 gray through `prepare`, the function that the webcam uses too; the rows of a CSV are that already.
 """
 
 import csv
@@ -172,7 +172,7 @@ def read_folders(root, votes):
             files["validation"][label] = [file for file in paths if file.name.startswith("PublicTest_")]
             files["test"][label] = [file for file in paths if not file.name.startswith("PublicTest_")]
     names = {label for by_label in files.values() for label, paths in by_label.items() if paths}
-    labels = EMOTIONS if names == set(EMOTIONS) else tuple(sorted(names))
+    labels = tuple(sorted(names))
 
     splits, unreadable, notes = {}, [], []
     if votes is not None and labels != EMOTIONS:
@@ -337,10 +337,13 @@ def check(dataset, training=True):
         counts = ", ".join(f"{count} images of {name}" for name, count in tagged.items())
         notes.append(f"FER+ votes (Barsoum et al. 2016, MIT licence) for {counts}")
 
-    for name in set(splits) - {"train"}:
-        present = np.bincount(splits[name].labels, minlength=len(dataset.labels))
-        for label in (label for label, count in zip(dataset.labels, present, strict=True) if not count):
-            notes.append(f"no {name} image of {label}: its figures can't be measured")
+    for name, split in splits.items():
+        present = np.bincount(split.labels, minlength=len(dataset.labels))
+        notes += [
+            f"no {name} image of {label}: its figures can't be measured"
+            for label, count in zip(dataset.labels, present, strict=True)
+            if not count and name != "train"
+        ]
     dataset = dataset._replace(splits={name: splits[name] for name in SPLITS if name in splits}, notes=tuple(notes))
     if training:
         check_classes(dataset)

@@ -12,7 +12,6 @@ import math
 import os
 from collections import Counter
 from itertools import zip_longest
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -73,8 +72,8 @@ class Face(NamedTuple):
     box: Box
     label: str
     confidence: float
-    number: int | None = None
-    probabilities: np.ndarray | None = None
+    number: int
+    probabilities: np.ndarray
 
 
 class Sighting(NamedTuple):
@@ -95,7 +94,7 @@ class FaceDetector:
     def __init__(self, path):
         if not hasattr(cv2, "CascadeClassifier"):
             raise UserError(f"OpenCV {cv2.__version__} has no CascadeClassifier; run: pip install 'opencv-python<5'")
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise UserError(f"{path}: no such cascade file; it comes with this project, get it from there")
         try:
             self.cascade = cv2.CascadeClassifier(os.fsencode(path))
@@ -211,9 +210,9 @@ class Track:
         latest = 1 - math.exp((self.judged - seconds) / MEMORY)
         self.probabilities = self.probabilities + np.float32(latest) * (probabilities - self.probabilities)
         self.judged, self.views = seconds, self.views + 1
-        chances = np.append(self.probabilities, UNSURE)  # to be uncertain is one label more
-        best = chances.argmax()
-        if self.label is None or chances[best] - chances[self.label] >= MARGIN:
+        probabilities = np.append(self.probabilities, UNSURE)  # to be uncertain is one label more
+        best = probabilities.argmax()
+        if self.label is None or probabilities[best] - probabilities[self.label] >= MARGIN:
             self.label = best
 
     def face(self, labels):

@@ -38,10 +38,9 @@ def draw(frame, faces, labels=()):
         if labels:
             bars.append(draw_bars(picture, face, labels, scale, [*(other.box for other in faces), *bars]))
     for face in faces:  # last, so that nothing covers a text
-        number = "" if face.number is None else f"{face.number} "
         sureness = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
         colour = COLOURS.get(face.label, OTHER_COLOUR)
-        write(picture, f"{number}{face.label}{sureness}", face.box[:2], scale, colour)
+        write(picture, f"{face.number} {face.label}{sureness}", face.box[:2], scale, colour)
     return picture
 
 

@@ -1,7 +1,5 @@
 """What a run shows of itself: metrics, curves, confusion matrix, sample pictures, mistakes, and the model card."""
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -10,7 +8,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from expressions import UserError
+from expressions import UserError, whole
 
 matplotlib.rcParams["text.parse_math"] = False  # a class may have $ in its name
 CALIBRATION_BINS = 15
@@ -160,17 +158,14 @@ def write_report(folder, facts, data, evaluations, megabytes):
     facts: what the model file says of itself. data: the Dataset. evaluations: {"single view": Evaluation, ...} on its
     validation split, the first of them in detail. megabytes: size of the model file. The folder holds history.csv.
     """
-    folder = Path(folder)
     history = pd.read_csv(folder / "history.csv")
     first = next(iter(evaluations.values()))
-    # a file may tell that another epoch than the best one was saved
-    facts = {"epoch": int(history["epoch"][history["val_accuracy"].idxmax()]) + 1} | facts
-    draw_curves(history, facts["epoch"], folder / "curves.png")
+    epoch = int(history["epoch"][history["val_accuracy"].idxmax()]) + 1
+    draw_curves(history, epoch, folder / "curves.png")
     draw_confusion(first, folder / "confusion_matrix.png")
     draw_mistakes(data.splits["validation"].images, first, folder / "mistakes.png")
-    partial = folder / "README.partial.md"
-    partial.write_text(card(facts, data, evaluations, megabytes, history), encoding="utf-8")
-    os.replace(partial, folder / "README.md")
+    with whole(folder / "README.md") as partial:
+        partial.write_text(card(facts, data, evaluations, megabytes, history, epoch), encoding="utf-8")
 
 
 def describe(evaluations):
@@ -268,9 +263,8 @@ def grid(images, captions, title):
 
 def save(figure, path):
     """Write the figure as a PNG file at once: a run killed meanwhile leaves the picture before."""
-    partial = Path(path).with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=110)
 
 
 CARD = """\
@@ -278,7 +272,7 @@ CARD = """\
 
 Predicts the expression of one face: {labels}.
 A Keras `Sequential` network ("{network}", {parameters:,} parameters, {megabytes:.1f} MB) that takes
-48x48 grey pictures, with pixel values from 0 to 1.
+48x48 gray pictures, with pixel values from 0 to 1.
 
 ## How good it is
 
@@ -322,8 +316,9 @@ people. In the European Union, inferring emotions at work and in schools is proh
 """
 
 
-def card(facts, data, evaluations, megabytes, history):
-    """The model card, in Markdown; the arguments are those of `write_report`, and the history as a DataFrame."""
+def card(facts, data, evaluations, megabytes, history, epoch):
+    """The model card, in Markdown. The arguments are those of `write_report`; history: a DataFrame of CSVLogger's file;
+    epoch: that of the model, from 1."""
     first = next(iter(evaluations.values()))
     confusion = first.confusion()
     np.fill_diagonal(confusion, 0)
@@ -332,7 +327,7 @@ def card(facts, data, evaluations, megabytes, history):
     return CARD.format(
         **facts
         | {"labels": ", ".join(facts["labels"]), "teachers": ", ".join(facts["teachers"]) or "none"}
-        | {"start": facts["start"] or "random weights"},
+        | {"start": facts["start"] or "random weights", "epoch": epoch},
         megabytes=megabytes,
         n=len(first.truth),
         results=markdown(results),

@@ -13,12 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expressions import UserError, printable
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from expressions import UserError, claim, printable, whole
 
 COLUMNS = ("source", "frame", "seconds", "track", "x", "y", "width", "height", "label", "confidence")
 GROUP = 10_000  # rows that a Parquet file gets at a time
@@ -30,20 +25,8 @@ BLINK = 1.0  # seconds that a face may be away without a gap in its timeline
 def row(source, frame, face):
     """The values of COLUMNS, and the probabilities, for a face; as `Table.write` takes them."""
     name = str(source).encode(errors="backslashreplace").decode()
-    chances = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
-    return [name, frame.number, round(frame.seconds, 3), face.number, *face.box, face.label, *chances]
-
-
-def claim(file, path):
-    """Keep other programs from writing the open `file` until it is closed. Raises UserError when one is at it."""
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"{path}: another program is writing it; choose another name") from None
-    except OSError:  # a file system without locks
-        pass
+    probabilities = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
+    return [name, frame.number, round(frame.seconds, 3), face.number, *face.box, face.label, *probabilities]
 
 
 class Table:
@@ -174,20 +157,16 @@ def keep(path, frames, **notes):
     frames: of each, (seconds, sum of its pixels, faces as `Table.write` takes them). notes: numbers to keep with it."""
     faces = [(number, face) for number, (_, _, faces) in enumerate(frames) for face in faces]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{uuid.uuid4().hex}.npz")
     arrays = dict(
         times=np.array([seconds for seconds, _, _ in frames]),
         sums=np.array([pixels for _, pixels, _ in frames], np.uint32),
         places=np.array([(number, face.number, *face.box) for number, face in faces], int).reshape(-1, 6),
         labels=np.array([face.label for _, face in faces], str),
-        chances=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
+        probabilities=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
         **notes,
     )
-    try:
+    with whole(path, path.with_name(f"{uuid.uuid4().hex}.npz")) as partial:
         np.savez(partial, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def kept(path):
@@ -195,9 +174,9 @@ def kept(path):
     with np.load(path) as file:
         parts = dict(file)
     frames = [(seconds, pixels, []) for seconds, pixels in zip(parts["times"].tolist(), parts["sums"], strict=True)]
-    for place, label, chances in zip(parts["places"].tolist(), parts["labels"], parts["chances"], strict=True):
-        frame, number, *box = place
-        frames[frame][2].append((number, box, str(label), float(chances[0]), chances[1:]))
+    columns = parts["places"].tolist(), parts["labels"], parts["probabilities"]
+    for (frame, number, *box), label, values in zip(*columns, strict=True):
+        frames[frame][2].append((number, box, str(label), float(values[0]), values[1:]))
     return frames, {name: value.item() for name, value in parts.items() if value.ndim == 0}
 
 
@@ -233,18 +212,18 @@ class Index:
             raise UserError(f"{self.path}: can't be read or written ({error}); choose another folder") from None
 
     def read(self, rows):
-        whole = 0
+        length = 0
         for line in rows:
-            if not line.endswith(b"\n"):  # a run was killed while it wrote
-                self.file.truncate(whole)
+            if length and not line.endswith(b"\n"):  # a run was killed while it wrote
+                self.file.truncate(length)
                 break
-            whole += len(line)
+            length += len(line)
             [values] = csv.reader([line.decode()])
             if values[-1] not in (self.made_by, "made_by"):
                 raise UserError(f"{self.path}: is of another model, cascade or kind of table; choose another folder")
             source, size, modified, result = values[:4]
             self.done[hash((source, result))] = hash((size, modified))  # mere numbers, for there may be millions
-        if not whole:
+        if not length:
             self.append(self.file, [*self.COLUMNS, "made_by"])
 
     def __enter__(self):
@@ -326,7 +305,7 @@ class Summary:
 
     def describe(self):
         """A line for each of those seen longest: which part of their time they showed which expression."""
-        several = len({person[0] for person in self.shown}) > 1
+        several = len({source for source, _ in self.stretches}) > 1
         lines = []
         for person in self.people(LISTED):
             shown, total = self.shown[person].most_common(), self.shown[person].total()
@@ -338,7 +317,7 @@ class Summary:
             else:
                 name = f"{printable(person[0])}, " if several else ""
                 lines.append(f"{name}person {person[1]}, {total:.1f} s: {shares}")
-        others = len(self.shown) - LISTED
+        others = sum(shown.total() > 0 for shown in self.shown.values()) - LISTED
         if others > 0:
             lines.append(f"and {others} other{'s' if others > 1 else ''}")
         return "\n".join(lines)
@@ -351,13 +330,11 @@ class Summary:
         pictures was seen."""
         if self.shown and not self.stretches:
             raise UserError(f"--summary {path}: needs a film or camera; people aren't tracked across pictures")
-        import matplotlib  # here, for it takes a second, and only this needs it
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure  # here, for it takes a second, and only this needs it
 
         people = [person for person in self.people(DRAWN) if person in self.stretches]
-        figure, axes = pyplot.subplots(figsize=(10, 1.5 + 0.35 * len(people)), layout="constrained")
+        figure = Figure(figsize=(10, 1.5 + 0.35 * len(people)), layout="constrained")
+        axes = figure.add_subplot()
         several = len({source for source, _ in people}) > 1
         drawn = {}
         for row, person in enumerate(people):
@@ -372,16 +349,12 @@ class Summary:
         axes.set_title("Expressions over time")
         if drawn:
             figure.legend(drawn.values(), drawn.keys(), ncols=8, loc="outside lower center")
-        path, data = Path(path), io.BytesIO()
+        data = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # letters that the font lacks are drawn as boxes
             figure.savefig(data, format=path.suffix[1:], dpi=100)
-        pyplot.close(figure)
-        partial = path.with_name(f"{uuid.uuid4().hex}{path.suffix}")
         try:
-            partial.write_bytes(data.getbuffer())
-            os.replace(partial, path)
+            with whole(path, path.with_name(f"{uuid.uuid4().hex}{path.suffix}")) as partial:
+                partial.write_bytes(data.getbuffer())
         except OSError as error:
             raise UserError(f"--summary {path}: can't be written ({error.strerror})") from None
-        finally:
-            partial.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Frames in and out: cameras, live streams, video files and images; a window; annotated files."""
 
+import contextlib
 import ctypes
 import glob
 import os
@@ -16,12 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from expressions import MOST_PIXELS, UserError, decode, printable, quiet, read_picture
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from expressions import MOST_PIXELS, UserError, claim, decode, printable, quiet, read_picture
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
 
@@ -75,10 +71,7 @@ def expand(source):
     Raises UserError for a folder or list that can't be read, and for one, or a pattern, without images and videos.
     """
     if is_list(source):
-        names = list(listed(source))
-        if not names:
-            raise UserError(f"{source}: empty; give the name of a file in each line")
-        return names
+        return list(listed(source))
     if os.path.isdir(source) and not is_camera(source):
         try:
             found = [os.path.join(source, name) for name in os.listdir(source)]
@@ -104,7 +97,8 @@ def is_list(source):
 
 
 def listed(path):
-    """The sources that a text file names, one by one. Raises UserError when it can't be read."""
+    """The sources that a text file names, one by one. Raises UserError when it can't be read, or names none."""
+    name = None
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
             for name in filter(None, map(str.strip, lines)):
@@ -113,6 +107,8 @@ def listed(path):
                 yield name
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    if name is None:
+        raise UserError(f"{path}: empty; give the name of a file in each line")
 
 
 def place_of_result(name, source):
@@ -332,15 +328,13 @@ def has_display():
     if not number.isdecimal():
         return False
     unix = f"/tmp/.X11-unix/X{number}"
-    addresses = [(host, 6000 + int(number))] if host not in ("", "unix") else [unix, "\0" + unix]
-    for address in addresses:
-        with socket.socket(socket.AF_INET if host not in ("", "unix") else socket.AF_UNIX) as client:
+    remote = host not in ("", "unix")
+    for address in [(host, 6000 + int(number))] if remote else [unix, "\0" + unix]:
+        with socket.socket(socket.AF_INET if remote else socket.AF_UNIX) as client:
             client.settimeout(2)
-            try:
+            with contextlib.suppress(OSError, OverflowError):  # no such port
                 client.connect(address)
                 return True
-            except (OSError, OverflowError):  # no such port
-                continue
     return False
 
 
@@ -410,9 +404,9 @@ def show_picture(path):
     if not has_display():
         print(f"There is no screen to show a picture on; open {path}.")
         return
-    picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    picture = read_picture(path)
     try:
-        with Window(f"{Path(path).stem}: any key goes on") as window:
+        with Window(f"{path.stem}: any key goes on") as window:
             while window.show(picture) == "":
                 time.sleep(0.02)
     except UserError:
@@ -448,18 +442,14 @@ class Recording:
                 self.fail(f"{path} is the source itself; choose another name")
         self.spare_others()
         try:
-            self.claim = open(self.partial, "ab")
-            if fcntl:  # held until the end, or until the program is killed
-                fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
-                self.claim.close()
-        except BlockingIOError:
-            self.claim.close()
-            self.fail("another program is writing it; choose another name")
+            self.claimed = open(self.partial, "ab")
         except OSError as error:
             self.fail(f"can't be written ({error.strerror}); choose another folder or name")
+        claim(self.claimed, f"--save {self.path}")
+        if sys.platform == "win32":  # where a file that is open here can't be written by OpenCV
+            self.claimed.close()
         if self.partial.stat().st_size and not overwrite:
-            self.claim.close()
+            self.claimed.close()
             self.fail(f"{self.partial} exists already; choose another name or remove it, or add --overwrite")
 
     def __enter__(self):
@@ -523,7 +513,7 @@ class Recording:
     def __exit__(self, *_):
         if self.writer:
             self.writer.release()
-        self.claim.close()
+        self.claimed.close()
         if not self.written:
             if self.partial.exists() and not self.partial.stat().st_size:
                 self.partial.unlink()

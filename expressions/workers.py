@@ -48,7 +48,7 @@ def processes(count):
     """So many processes of this machine, as Workers for `with`."""
 
     def hire():
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with, [signal.SIGINT])
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with)
 
     if resource:  # a pool has six files open, and a system may allow 256
         allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -76,9 +76,9 @@ def processes(count):
             process.kill()
 
 
-def end_with(ignored):
+def end_with():
     """What a process begins with: it ends when the program does, however that ends, and not at a Ctrl-C of its own."""
-    signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -1,11 +1,13 @@
 """What several tests share: data sets of drawn faces, the two scripts run as a user runs them, a trained model."""
 
+import csv
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import expressions  # noqa: F401  before OpenCV, as in the programs, for it bounds what OpenCV unpacks
@@ -57,6 +59,31 @@ def run(script, *arguments, display=None, folder=None):
     return subprocess.run(
         command(script, *arguments), capture_output=True, text=True, env=environment, cwd=folder or "/", timeout=300
     )
+
+
+def write_film(path, images, rate=10, codec="MJPG"):
+    """Write a film of images, BGR uint8 (height, width, 3); returns its path."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, images[0].shape[1::-1])
+    for image in images:
+        writer.write(image)
+    writer.release()
+    return path
+
+
+def read_rows(path):
+    """The rows of a table, dictionaries."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def wait_for(happened, processes=(), seconds=120):
+    """Wait until `happened()`, while the processes run."""
+    until = time.monotonic() + seconds
+    while not happened():
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

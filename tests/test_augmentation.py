@@ -79,7 +79,7 @@ def test_erasing_takes_one_rectangle_of_half_the_images():
     np.random.seed(0)
     erased = 0
     for _ in range(400):
-        image = erase(np.full((48, 48, 1), -1, np.float32))
+        image = erase(np.full((48, 48, 1), -1, np.float32), 0.5)
         rows, columns = np.nonzero(image[:, :, 0] != -1)
         if not rows.size:
             continue

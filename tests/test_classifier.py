@@ -53,27 +53,6 @@ def test_the_file_tells_everything_about_itself(trained):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("length", [0, 100, 5000, 1_000_000])
-def test_a_file_cut_off(model, length):
-    with open(model, "r+b") as file:
-        file.truncate(length)
-    with pytest.raises(UserError, match="not a whole .h5 file"):
-        Classifier(model)
-
-
-@pytest.mark.faults
-def test_no_file_a_folder_and_another_kind_of_file(tmp_path):
-    (tmp_path / "text.h5").write_text("not a model")
-    for path, words in (
-        (tmp_path / "none.h5", "no such"),
-        (tmp_path, "no such"),
-        (tmp_path / "text.h5", "not a whole"),
-    ):
-        with pytest.raises(UserError, match=words):
-            Classifier(path)
-
-
-@pytest.mark.faults
 def test_weights_without_a_network(tmp_path, trained):
     keras.models.load_model(trained, compile=False).save_weights(tmp_path / "only.weights.h5")
     with pytest.raises(UserError, match="weights but no network"):
@@ -82,12 +61,7 @@ def test_weights_without_a_network(tmp_path, trained):
 
 @pytest.mark.faults
 def test_no_facts_or_damaged_ones(model):
-    damaged = ("{", "[]", '{"labels": "happy"}', '{"scaling": "other"}', '{"temperature": 0}')
-    for facts, words in (
-        (None, "doesn't tell"),
-        ('{"labels": []}', "doesn't tell"),
-        *((f, "damaged") for f in damaged),
-    ):
+    for facts, words in ((None, "doesn't tell"), ('{"labels": []}', "doesn't tell"), ("{", "damaged")):
         with h5py.File(model, "r+") as file:
             del file.attrs["facts"], file.attrs["digest"]
             if facts:
@@ -95,13 +69,6 @@ def test_no_facts_or_damaged_ones(model):
         with pytest.raises(UserError, match=words):
             Classifier(model)
         write_facts(model, FACTS)
-
-
-@pytest.mark.faults
-def test_labels_that_don_t_fit_the_network(model):
-    write_facts(model, FACTS | {"labels": ["happy", "sad"]})
-    with pytest.raises(UserError, match="gives output of the shape"):
-        Classifier(model)
 
 
 def test_the_mirrored_view_is_averaged_in(trained):
@@ -238,58 +205,5 @@ def test_two_labels_that_are_the_same(model):
         Classifier(model, labels=["happy"] * 7)
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("shape", [(48, 32, 1), (48, 48, 2), (48,)])
-def test_input_that_is_no_square_picture(tmp_path, shape):
-    network = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(7)])
-    with pytest.raises(UserError, match="takes input of the shape"):
-        Classifier(save(network, tmp_path / "other.h5"))
-
-
 def network(*layers):
     return keras.Sequential([keras.Input((48, 48, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(7)])
-
-
-@pytest.mark.faults
-def test_code_in_a_file_never_runs(tmp_path):
-    """A Lambda layer whose code would leave a file behind, as proof that it ran."""
-    witness = tmp_path / "witness"
-    code = f"lambda x: __import__('pathlib').Path({str(witness)!r}).touch() or x"
-    path = save(network(keras.layers.Lambda(eval(code))), tmp_path / "trap.h5")
-    assert witness.exists()  # it did while the trap was built: the code works
-    witness.unlink()
-    with pytest.raises(UserError, match="Lambda"):
-        Classifier(path)
-    assert not witness.exists()
-
-
-@pytest.mark.faults
-def test_only_known_layers_from_keras_itself(tmp_path, model):
-    path = save(network(keras.layers.UnitNormalization()), tmp_path / "unknown.h5")
-    with pytest.raises(UserError, match="UnitNormalization"):
-        Classifier(path)
-    with h5py.File(model, "r+") as file:
-        config = json.loads(file.attrs["model_config"])
-        config["config"]["layers"][1]["module"] = "os"
-        file.attrs["model_config"] = json.dumps(config)
-    with pytest.raises(UserError, match="'Conv2D', which this program doesn't know"):
-        Classifier(model)
-
-
-@pytest.mark.faults
-def test_links_out_of_the_file(model, tmp_path):
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["secret"] = np.arange(3)
-    with h5py.File(model, "r+") as file:
-        file["model_weights/stolen"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "secret")
-    with pytest.raises(UserError, match="links to another file"):
-        Classifier(model)
-
-
-@pytest.mark.faults
-def test_weights_kept_in_another_file(model, tmp_path):
-    np.arange(8, dtype=np.float32).tofile(tmp_path / "raw")
-    with h5py.File(model, "r+") as file:
-        file.create_dataset("outside", (8,), np.float32, external=[(str(tmp_path / "raw"), 0, 32)])
-    with pytest.raises(UserError, match="in another file"):
-        Classifier(model)

@@ -19,7 +19,7 @@ MODULES = sorted((ROOT / "expressions").glob("*.py"))
 
 def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tensor_bit_for_bit(data_folder, trained):
     data = dataset.load(data_folder)
-    _, plain = train.generators(train.ANEW)
+    _, plain = train.generators(train.FROM_SCRATCH)
     images, _ = next(train.flow(plain, data, "validation", 21))
     files = [file for label in EMOTIONS for file in sorted((data_folder / "validation" / label).iterdir())]
     classifier = Classifier(trained)
@@ -34,7 +34,9 @@ def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tens
 
 def test_augmented_images_have_the_scale_of_plain_ones_and_keep_their_labels(data_folder):
     data = dataset.load(data_folder)
-    augmented, plain = (next(train.flow(generator, data, "train", 56)) for generator in train.generators(train.ANEW))
+    augmented, plain = (
+        next(train.flow(generator, data, "train", 56)) for generator in train.generators(train.FROM_SCRATCH)
+    )
     assert augmented[0].mean() == pytest.approx(plain[0].mean(), abs=0.05) and augmented[0].max() <= 1
     for images, one_hot in (augmented, plain):  # shuffled: the nearest original tells which image it was
         originals = data.splits["train"].images.astype(np.float32).reshape(56, -1) / 255

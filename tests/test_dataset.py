@@ -87,28 +87,6 @@ def test_csv_codes_are_not_in_alphabetical_order(tmp_path, header):
     assert names == dict(enumerate(["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]))
 
 
-def test_csv_by_its_own_path_and_without_usage(tmp_path):
-    rows = [row.rsplit(",", 1)[0] for row in csv_rows(("a", "b", "c"))]
-    path = write_csv(tmp_path / "train.csv", rows, "emotion,pixels")
-    assert counts(dataset.load(path)) == {"train": 14, "validation": 7}
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ("7," + " ".join(["1"] * 2304) + ",Training", "data row 1: emotion"),
-        ("1," + " ".join(["1"] * 2303) + ",Training", "data row 1: pixels"),
-        ("1," + " ".join(["256"] * 2304) + ",Training", "data row 1: pixels"),
-        ("1," + " ".join(["x"] * 2304) + ",Training", "data row 1: pixels"),
-        ("1," + " ".join(["1"] * 2304) + ",Train", "data row 1: Usage"),
-    ],
-)
-def test_a_broken_csv_row_is_named(tmp_path, row, words):
-    path = write_csv(tmp_path / "fer2013.csv", [row, *csv_rows()])
-    with pytest.raises(UserError, match=words):
-        dataset.load(path)
-
-
 def test_training_images_that_stand_in_validation_too_are_dropped(tmp_path):
     write_data(tmp_path, {"train": 3, "validation": 2})
     shutil.copy(tmp_path / "validation" / "sad" / "sad_0.png", tmp_path / "train" / "sad" / "leak.png")
@@ -215,22 +193,3 @@ def test_no_data_set_is_no_error_to_find(tmp_path):
     (tmp_path / "README.md").write_text("put a data set here")
     assert dataset.find(tmp_path) is None
     assert dataset.find(tmp_path / "missing") is None
-
-
-def test_what_can_t_be_trained_on_is_said_in_one_line(tmp_path):
-    (tmp_path / "empty").mkdir()
-    write_data(tmp_path / "lonely", {"train": 3}, labels=("happy",))
-    write_data(tmp_path / "torn", {"train": 2}, labels=("happy", "sad"))
-    write_data(tmp_path / "torn", {"validation": 2}, labels=("angry", "sad"))
-    write_data(tmp_path / "two" / "a", {"train": 1})
-    write_data(tmp_path / "two" / "b", {"train": 1})
-    for name, words in {
-        "missing": "no data set here",
-        "empty": "no data set here",
-        "lonely": "only one class",
-        "torn": "no training image of angry",
-        "two": "several data sets",
-    }.items():
-        with pytest.raises(UserError, match=words) as caught:
-            dataset.load(tmp_path / name)
-        assert "\n" not in str(caught.value)

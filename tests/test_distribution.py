@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, heed_ctrl_c
+from conftest import ROOT, heed_ctrl_c, wait_for
 
 import train
 from expressions import UserError, distribution
@@ -27,7 +27,8 @@ import train
 train.distribution.PATIENCE, train.distribution.SILENCE = 60, 10
 train.fastest_policy = lambda: "float32"
 train.generators = lambda recipe: (train.ImageDataGenerator(rescale=train.SCALE),) * 2
-train.ANEW, train.GOING_ON = (recipe._replace(learning_rate=1e-2) for recipe in (train.ANEW, train.GOING_ON))
+for name in ("FROM_SCRATCH", "FINE_TUNING"):
+    setattr(train, name, getattr(train, name)._replace(learning_rate=1e-2))
 
 def small_network(outputs, activation):
     convolutions = [*train.convolution(8, pooled=True), *train.convolution(16, pooled=True)]
@@ -84,10 +85,7 @@ def words(data, model, *more, epochs=2, batch=16):
 
 
 def wait_for_epochs(processes, history, count):
-    until = time.monotonic() + 180
-    while not history.exists() or history.read_text().count("\n") <= count:
-        assert all(process.poll() is None for process in processes) and time.monotonic() < until, ended(processes, 1)
-        time.sleep(0.02)
+    wait_for(lambda: history.exists() and history.read_text().count("\n") > count, processes)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +196,7 @@ def test_validation_weighs_every_image_alike(monkeypatch):
 
 
 def test_augmentation_differs_by_process_and_epoch_and_comes_again(monkeypatch):
-    generator = train.generators(train.ANEW)[0]
+    generator = train.generators(train.FROM_SCRATCH)[0]
     images = numbered(1, 2, generator=generator)
     images.x, images.y, images.n = np.repeat(images.x, 8, axis=0), np.arange(8), 8
     images.batch_size = 8

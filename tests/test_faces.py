@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from expressions import EMOTIONS, UserError, synthetic
-from expressions.faces import Box, FaceDetector, Sighting, Tracker, crop
+from expressions.faces import FaceDetector, Sighting, Tracker, crop
 
 CASCADE = ROOT / "haarcascade_frontalface_default.xml"
 
@@ -62,11 +62,6 @@ def test_a_face_is_found_at_the_same_place_in_the_mirror_image(detector):
 def test_finds_nothing_where_nothing_is(detector):
     assert boxes(detector, np.zeros((480, 640), np.uint8)) == []
     assert boxes(detector, np.full((1, 1), 200, np.uint8)) == []
-
-
-def test_crop_is_the_box():
-    gray = np.arange(100, dtype=np.uint8).reshape(10, 10)
-    np.testing.assert_array_equal(crop(gray, Box(2, 3, 4, 5)), gray[3:8, 2:6])
 
 
 @pytest.mark.faults

@@ -1,7 +1,7 @@
 """What goes wrong before the live program's camera, on its disk and at its terminal; each fault made for real."""
 
 import contextlib
-import csv
+import errno
 import json
 import os
 import pty
@@ -19,7 +19,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c
+from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, read_rows, wait_for, write_film
 from test_live_sources import Camera
 
 import realtime_detect
@@ -64,20 +64,6 @@ def detect(trained, monkeypatch, capfd):
 @pytest.fixture(scope="module")
 def film(tmp_path_factory, frame):
     return write_film(tmp_path_factory.mktemp("film") / "film.avi", [frame] * 20)
-
-
-def write_film(path, images, codec="MJPG"):
-    height, width = images[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (width, height))
-    for image in images:
-        writer.write(image)
-    writer.release()
-    return path
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def one_line(result, *words):
@@ -189,7 +175,7 @@ def test_what_may_not_be_read_is_skipped_named_and_counted(tmp_path, trained, pi
         "3.avi: can't be read (Permission denied)",
         "in: 2 of 3 sources could not be done",
     ]
-    assert [row["source"] for row in rows(tmp_path / "seen.csv")] == [str(folder / "2.png")]
+    assert [row["source"] for row in read_rows(tmp_path / "seen.csv")] == [str(folder / "2.png")]
 
 
 FRAMES = {
@@ -213,7 +199,7 @@ def test_frames_without_a_face(detect, tmp_path, kind, ending):
     else:
         write_film(source, [image] * 2)
     status, _, error = detect("--source", source, "--save", saved, "--csv", tmp_path / "seen.csv", "--bars")
-    assert status == 0 and error == "" and rows(tmp_path / "seen.csv") == []
+    assert status == 0 and error == "" and read_rows(tmp_path / "seen.csv") == []
     with Source(saved) as source:
         assert [frame.image.shape for frame in source] == [image.shape] * (1 if ending == ".png" else 2)
 
@@ -240,8 +226,8 @@ def test_two_hundred_faces(detect, tmp_path):
     status, said, _ = detect(
         "--source", tmp_path / "crowd.png", "--save", tmp_path / "out.png", "--csv", table, "--bars"
     )
-    assert status == 0 and large.shape[1] == 640 and f"{len(rows(table))} faces in pictures" in said
-    assert len(rows(table)) > 20 and cv2.imread(str(tmp_path / "out.png")).shape == image.shape
+    assert status == 0 and large.shape[1] == 640 and f"{len(read_rows(table))} faces in pictures" in said
+    assert len(read_rows(table)) > 20 and cv2.imread(str(tmp_path / "out.png")).shape == image.shape
 
 
 @pytest.mark.parametrize("left, top", [(-60, 120), (460, 120), (200, -50), (200, 300), (-60, -50)])
@@ -266,8 +252,8 @@ def test_a_film_that_says_an_absurd_rate(detect, tmp_path, frame, numerator, den
     path.write_bytes(data)
     status, _, error = detect("--source", path, "--csv", table, "--save", tmp_path / "out.mp4")
     assert (status, error) == (0, "")
-    assert [row["frame"] for row in rows(table)] == [str(number) for number in range(12)]
-    seconds = [float(row["seconds"]) for row in rows(table)]
+    assert [row["frame"] for row in read_rows(table)] == [str(number) for number in range(12)]
+    seconds = [float(row["seconds"]) for row in read_rows(table)]
     assert seconds == sorted(seconds) and seconds[-1] < 2
     with Source(tmp_path / "out.mp4") as film:
         assert len(list(film)) == 12
@@ -277,7 +263,7 @@ def test_a_film_that_tells_no_length(detect, tmp_path, frame):
     """Pictures in a row, as a camera's raw MJPEG comes."""
     (tmp_path / "film.avi").write_bytes(cv2.imencode(".jpg", frame)[1].tobytes() * 12)
     status, said, _ = detect("--source", tmp_path / "film.avi", "--csv", tmp_path / "seen.csv")
-    assert status == 0 and "12 frames" in said and "missing" not in said and len(rows(tmp_path / "seen.csv")) == 12
+    assert status == 0 and "12 frames" in said and "missing" not in said and len(read_rows(tmp_path / "seen.csv")) == 12
 
 
 def test_a_model_of_nan(detect, tmp_path, trained, picture):
@@ -334,7 +320,7 @@ def test_an_odd_name(odd, name):
     for ending in (b".avi", b".png"):
         assert os.path.getsize(os.fsencode(folder / "out") + b"/" + name + ending) > 1000
     written = f"in/{os.fsdecode(name).encode(errors='backslashreplace').decode()}"
-    assert [row["source"] for row in rows(folder / "seen.csv")].count(f"{written}.avi") == 20
+    assert [row["source"] for row in read_rows(folder / "seen.csv")].count(f"{written}.avi") == 20
     lines = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines].count(f"{written}.png") == 1 and len(lines) == 21 * len(ODD_NAMES)
     assert b"\x1b[31m" not in said and b"title\x07" not in said and b"two\r\n" not in said and b"two\\nlines" in said
@@ -350,7 +336,7 @@ def test_names_of_results_that_are_no_utf_8(detect, tmp_path, picture, film):
         os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9" + end) for end in (b".mp4", b".csv", b".png")
     )
     status, said, error = detect("--source", film, "--save", save, "--csv", table, "--summary", timeline)
-    assert (status, error) == (0, "") and "caf\\udce9.mp4" in said and len(rows(table)) == 20
+    assert (status, error) == (0, "") and "caf\\udce9.mp4" in said and len(read_rows(table)) == 20
     assert os.path.getsize(save) > 1000 < os.path.getsize(timeline)
 
 
@@ -413,7 +399,7 @@ def test_the_disk_is_full_for_a_table(detect, tmp_path, frame, small_disk, endin
     assert one_line(result, str(table), "No space left on device; rows are missing".replace(" device;", " device);"))
     text = table.read_text()
     assert text.endswith("\n") and 6000 < len(text) <= 8192
-    kept = rows(table) if ending == ".csv" else [json.loads(line) for line in text.splitlines()]
+    kept = read_rows(table) if ending == ".csv" else [json.loads(line) for line in text.splitlines()]
     assert [int(row["frame"]) for row in kept] == list(range(len(kept))) and len(kept[-1]) == 17
     assert cv2.imread(str(tmp_path / "timeline.png")) is not None  # what was seen until then
 
@@ -527,6 +513,24 @@ def test_two_programs_write_the_same_table(tmp_path, ending):
         assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("ending", [".csv", *FILM_ENDINGS, ".png"])
+def test_a_file_system_without_locks(tmp_path, frame, monkeypatch, ending):
+    fcntl = pytest.importorskip("fcntl")  # not on Windows
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / f"out{ending}"
+    if ending == ".csv":
+        with Table(path, EMOTIONS) as table:
+            table.write("film", SimpleNamespace(number=0, seconds=0.0), [])
+    else:
+        with Recording(path, SimpleNamespace(still=ending == ".png", rate=10, seconds=0.0, address="")) as recording:
+            recording.write(frame)
+    assert path.stat().st_size
+
+
 @pytest.mark.parametrize("ending", [*FILM_ENDINGS, ".png"])
 def test_two_programs_write_the_same_film_or_picture(tmp_path, frame, ending):
     source = SimpleNamespace(still=ending == ".png", rate=10, seconds=0.0, address="")
@@ -628,7 +632,7 @@ def test_nobody_listens(tmp_path, trained, film, line, said):
     arguments = f"--source {film} --model {trained} --csv seen.csv --save out.avi"
     assert shell(line, tmp_path, ARGUMENTS=arguments) == said
     if "none" not in line:
-        assert len(rows(tmp_path / "seen.csv")) == 20
+        assert len(read_rows(tmp_path / "seen.csv")) == 20
         with Source(tmp_path / "out.avi") as saved:
             assert len(list(saved)) == 20
 
@@ -643,7 +647,7 @@ def test_head_gets_its_line(tmp_path, trained, film):
 
 def test_standard_output_on_a_full_disk(tmp_path, trained, film):
     result = shell(f"$DETECT --source {film} --model {trained} --csv seen.csv > /dev/full", tmp_path)
-    assert one_line(result, "No space left on device") and len(rows(tmp_path / "seen.csv")) == 20
+    assert one_line(result, "No space left on device") and len(read_rows(tmp_path / "seen.csv")) == 20
 
 
 def test_a_terminal_without_the_letters_of_a_name(tmp_path, trained, film):
@@ -662,12 +666,10 @@ def start(folder, film, trained, *options, **environment):
     words = command("realtime_detect.py", "--source", film, "--model", trained, "--csv", "seen.csv", *options)
     process = subprocess.Popen(
         words, cwd=folder, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: (heed_ctrl_c(), signal.signal(signal.SIGHUP, signal.SIG_DFL)),
+        preexec_fn=heed_ctrl_c,
     )  # fmt: skip
-    until = time.monotonic() + 30
-    while not (folder / "seen.csv").exists() or (folder / "seen.csv").read_bytes().count(b"\n") < 40:
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.02)
+    table = folder / "seen.csv"
+    wait_for(lambda: table.exists() and table.read_bytes().count(b"\n") >= 40, [process])
     return process
 
 
@@ -678,7 +680,7 @@ def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_film, end, en
     process = start(tmp_path, long_film, trained, "--save", f"out{ending}", "--summary", "timeline.png")
     process.send_signal(end)
     said, error = process.communicate(timeout=30)
-    seen = rows(tmp_path / "seen.csv")
+    seen = read_rows(tmp_path / "seen.csv")
     assert [int(row["frame"]) for row in seen] == list(range(len(seen))) and all(row["surprise"] for row in seen)
     assert (process.returncode, error) == (0, "") and "Stopped." in said and "person 1" in said
     with Source(tmp_path / f"out{ending}") as saved:
@@ -705,7 +707,7 @@ def test_the_screen_goes_while_a_film_is_written(tmp_path, trained, long_film):
             break
     assert one_line((process.returncode, said, error), "the screen that the window was on is gone") and "saved" in said
     with Source(folder / "out.mp4") as saved:
-        assert len(list(saved)) == len(rows(folder / "seen.csv"))
+        assert len(list(saved)) == len(read_rows(folder / "seen.csv"))
 
 
 @pytest.mark.parametrize("what", ["the screen", "the table"])

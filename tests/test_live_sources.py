@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, heed_ctrl_c
+from conftest import ROOT, heed_ctrl_c, write_film
 
 from expressions import UserError, video
 from expressions.video import Recording, Source
@@ -251,10 +251,7 @@ with Source({camera.address(way)!r}) as source:
 
 
 def test_a_film_and_a_picture_at_an_address_are_files(tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (256, 96))
-    for count in range(30):
-        writer.write(picture(count))
-    writer.release()
+    write_film(tmp_path / "film.avi", [picture(count) for count in range(30)], 25)
     cv2.imwrite(
         str(tmp_path / "me.png"), np.dstack([picture(77), np.repeat(np.uint8([[255], [0]]), 48, 0)[:, [0] * 256]])
     )

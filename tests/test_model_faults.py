@@ -256,6 +256,14 @@ CODE = {
 }
 
 
+def test_code_in_the_working_directory_never_runs(model, tmp_path, monkeypatch):
+    """A stranger's model may come in a folder with files that are called like libraries."""
+    for name in ("h5py", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("open('witness', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert Classifier(model).labels == EMOTIONS and not (tmp_path / "witness").exists()
+
+
 @pytest.mark.parametrize("fault", CODE)
 def test_code_never_runs(model, trap, fault):
     layer, witness = json.loads(json.dumps(trap[0])), trap[1]

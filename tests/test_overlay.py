@@ -12,7 +12,7 @@ def test_draws_on_a_copy_at_any_size(size):
     height, width = size
     frame = np.full((height, width, 3), 90, np.uint8)
     box = Box(width // 4, height // 3, width // 4, height // 3)
-    picture = overlay.draw(frame, [Face(box, "happy", 0.93)])
+    picture = overlay.draw(frame, [Face(box, "happy", 0.93, 1, ())])
     assert (frame == 90).all() and picture.shape == frame.shape
     assert (picture == overlay.COLOURS["happy"]).all(axis=2).any()
     inside = picture[box.y + box.height // 2, box.x + box.width // 2]
@@ -30,14 +30,14 @@ def test_a_label_at_the_edge_stays_in_the_picture(box):
     frame = np.zeros((480, 640, 3), np.uint8)
 
     def plate(at):
-        picture = overlay.draw(frame, [Face(at, "surprise", 1.0)])
+        picture = overlay.draw(frame, [Face(at, "surprise", 1.0, 1, ())])
         return (picture == overlay.COLOURS["surprise"]).all(axis=2).sum()
 
     assert plate(box) > 0.9 * plate(Box(280, 200, 80, 80))
 
 
 def test_a_label_of_another_data_set_is_drawn_too():
-    picture = overlay.draw(np.zeros((200, 200, 3), np.uint8), [Face(Box(50, 80, 60, 60), "tired", 0.5)])
+    picture = overlay.draw(np.zeros((200, 200, 3), np.uint8), [Face(Box(50, 80, 60, 60), "tired", 0.5, 1, ())])
     assert (picture == overlay.OTHER_COLOUR).all(axis=2).any()
 
 
@@ -69,11 +69,11 @@ def test_number_and_confidence_are_written_and_an_uncertain_face_has_none():
     """Told by the width of the plate."""
 
     def width(**values):
-        face = Face(Box(200, 200, 50, 50), "happy", 0.5)._replace(**values)
+        face = Face(Box(200, 200, 50, 50), "happy", 0.5, 1, ())._replace(**values)
         picture = overlay.draw(np.zeros((480, 640, 3), np.uint8), [face])
         return (picture[185:195] > 0).any(axis=(0, 2)).sum()
 
-    assert width(number=3) > width(number=None) and width(label=UNCERTAIN) < width(label="unnerving")
+    assert width(number=33) > width(number=3) and width(label=UNCERTAIN) < width(label="unnerving")
 
 
 @pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])

@@ -199,7 +199,7 @@ def test_a_row_comes_back_as_it_was_written(tmp_path, name, box, seconds, number
 def test_a_summary_of_anything_is_some_lines(frames):
     summary = Summary()
     for number, (source, seconds, labels) in enumerate(frames):
-        faces = [Face(Box(0, 0, 9, 9), label, 0.5, index) for index, label in enumerate(labels)]
+        faces = [Face(Box(0, 0, 9, 9), label, 0.5, index, ()) for index, label in enumerate(labels)]
         summary.add(source, Frame(number, seconds), faces, still=False)
     assert isinstance(summary.describe(), str) and len(summary.describe().splitlines()) <= 6
 

@@ -100,6 +100,8 @@ def test_many_people_and_pictures():
     for name in ("a.png", "b.png"):
         pictures.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], still=True)
     assert pictures.describe() == "4 faces in pictures: happy 50%, sad 50%"
+    film(pictures, "a.mp4", {1: ["sad"] * 51} | dict.fromkeys(range(2, 9), ["sad"]))  # seven in one frame alone
+    assert pictures.describe() == "person 1, 5.0 s: sad 100%\n4 faces in pictures: happy 50%, sad 50%"
     assert Summary().describe() == ""
 
 

@@ -5,9 +5,8 @@ import re
 import shutil
 import subprocess
 
-import cv2
 import pytest
-from conftest import command
+from conftest import command, write_film
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
 
@@ -47,10 +46,7 @@ def traced(folder, *words):
 def test_the_webcam_program_writes_and_calls_nothing_but_what_it_was_told(tmp_path, trained, frame):
     """The first time, when it compiles the network, and the second time."""
     (tmp_path / "work").mkdir()
-    film = cv2.VideoWriter(str(tmp_path / "work" / "me.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, frame.shape[1::-1])
-    for _ in range(3):
-        film.write(frame)
-    film.release()
+    write_film(tmp_path / "work" / "me.avi", [frame] * 3)
     words = ["--source", "me.avi", "--no-window", "--model", trained, "--csv", "a.csv", "--save", "b.avi"]
     for _ in range(2):
         assert traced(tmp_path, "realtime_detect.py", *words, "--overwrite", "--summary", "c.png") == ([], [])

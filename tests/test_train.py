@@ -4,14 +4,13 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 
 import cv2
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import command, heed_ctrl_c, run, write_data
+from conftest import command, heed_ctrl_c, run, wait_for, write_data
 
 import train
 from expressions import EMOTIONS
@@ -93,19 +92,12 @@ def start(data_folder, model, *more):
     )
 
 
-def wait_for_epochs(process, history, count):
-    """Wait until `count` epochs stand in the history, or the process ends."""
-    while process.poll() is None:
-        if history.exists() and history.read_text().count("\n") > count:
-            return
-        time.sleep(0.05)
-    raise AssertionError(process.communicate()[0])
-
-
 def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
     model = tmp_path / "stopped.h5"
     process = start(data_folder, model)
-    wait_for_epochs(process, tmp_path / "stopped" / "history.partial.csv", 2)  # so the state after the first is saved
+    history = tmp_path / "stopped" / "history.partial.csv"
+    # the second epoch stands there, so the state after the first one is saved
+    wait_for(lambda: history.exists() and history.read_text().count("\n") > 2, [process])
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0]
     assert process.returncode == 0 and "Stopped." in output and "Traceback" not in output, output
@@ -133,7 +125,7 @@ def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_fold
     (tmp_path / "model").mkdir()
     for name in ("history.csv", "distribution.png"):
         (tmp_path / "model" / name).write_text("of its run")
-    monkeypatch.setattr(train, "ANEW", train.ANEW._replace(learning_rate=float("nan")))
+    monkeypatch.setattr(train, "FROM_SCRATCH", train.FROM_SCRATCH._replace(learning_rate=float("nan")))
     assert train.main(["--data", str(data_folder), "--model", str(model), "--epochs", "2", "--batch-size", "16"]) == 2
     assert "no epoch has ended well" in capsys.readouterr().err
     assert (
@@ -158,7 +150,7 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
         votes = ["8" if name == column else "2" if name == "unknown" else "0" for name in columns]
         rows += [",".join(["Training", f"{label}_{index}.png", *votes]) for index in range(3)]
     (data / "fer2013new.csv").write_text("\n".join(rows) + "\n")
-    images = train.flow(train.generators(train.ANEW)[1], train.dataset.load(data), "validation", 21)
+    images = train.flow(train.generators(train.FROM_SCRATCH)[1], train.dataset.load(data), "validation", 21)
     targets = next(images)[1]
     assert targets.shape == (21, 15)
     np.testing.assert_allclose(targets[0], [1, 0, 0, 0, 0, 0, 0, 0.8, 0, 0, 0, 0, 0, 0, 0.2], atol=1e-6)
@@ -174,7 +166,9 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     votes = classifier.probabilities(faces, votes=True)
     assert votes.shape == (21, 7) and np.allclose(votes.sum(axis=1), 1, atol=1e-5)
 
-    name, weights = train.begun(model, train.dataset.load(data))  # a run that goes on from it begins with what it says
+    name, weights = train.starting_weights(
+        model, train.dataset.load(data)
+    )  # a run that goes on from it begins with what it says
     network = train.NETWORKS[name](15, "linear")
     network.set_weights(weights)
     logits = network.predict(faces[..., None] / 255, verbose=0)
@@ -190,7 +184,7 @@ def softmax(logits):
 
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
-    plain = train.generators(train.ANEW)[1]
+    plain = train.generators(train.FROM_SCRATCH)[1]
     targets = next(train.flow(plain, data, "validation", 21, [trained, trained]))[1]
     taught = Classifier(trained).probabilities(data.splits["validation"].images, mirrored=True)
     expected = (1 - train.TEACHER_SHARE) * np.eye(7)[data.splits["validation"].labels] + train.TEACHER_SHARE * taught
@@ -267,8 +261,6 @@ def test_the_classic_network_is_the_one_of_the_tutorials():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--data", "{tmp}/none"], "no data set here"),
-        (["--data", "{tmp}"], "no data set here"),
         (["--data", "{data}", "--show", "bored"], "it has angry, disgust"),
         (["--data", "{data}", "--model", "{tmp}/new.h5", "--start", "{tmp}/none.h5"], "no such model file"),
         (["--data", "{data}", "--model", "{tmp}/model.keras"], "ends in .h5"),

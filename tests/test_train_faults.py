@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, write_data
+from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, wait_for, write_data
 
 import train
 from expressions.checkpoint import run_folder
@@ -46,14 +46,6 @@ def begin(*arguments, **environment):
         [sys.executable, "-c", code, *map(str, arguments)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=heed_ctrl_c, env=os.environ | environment,
     )  # fmt: skip
-
-
-def wait_for(process, happened, seconds=120):
-    """Wait until `happened()`, while the process runs."""
-    until = time.monotonic() + seconds
-    while not happened():
-        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
-        time.sleep(0.02)
 
 
 def refused(capsys, arguments, sentence):
@@ -105,7 +97,7 @@ def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folde
     assert whole.wait() == 0, whole.communicate()[0]
     arguments[3] = tmp_path / "killed.h5"
     process = begin(*arguments, **ONE_THREAD)
-    wait_for(process, lambda: (tmp_path / "killed" / "state.npz").exists())
+    wait_for(lambda: (tmp_path / "killed" / "state.npz").exists(), [process])
     process.kill()
     process.communicate()
     last = begin(*arguments, "--resume", **ONE_THREAD)
@@ -117,7 +109,7 @@ def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folde
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, data_folder, asked):
     process = begin(*words(data_folder, tmp_path / "model.h5", epochs=200))
-    wait_for(process, lambda: (tmp_path / "model" / "state.npz").exists())
+    wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
     process.send_signal(asked)
     printed = process.communicate()[0]
     assert process.returncode == 0 and "Stopped." in printed and "Traceback" not in printed, printed
@@ -155,7 +147,7 @@ def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
     """Says so in a line, or does without; a resumed run puts it right."""
     model = tmp_path / "model.h5"
     process = begin(*words(data_folder, model, epochs=15))
-    wait_for(process, lambda: (tmp_path / "model" / "state.npz").exists())
+    wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
     if gone == "the report's folder":
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
     else:
@@ -171,7 +163,7 @@ def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
 def test_two_runs_of_one_model(tmp_path, data_folder, capsys):
     arguments = words(data_folder, tmp_path / "model.h5", epochs=200)
     process = begin(*arguments)
-    wait_for(process, lambda: (tmp_path / "model" / "state.npz").exists())
+    wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
     refused(capsys, [*arguments, "--resume"], "another run is at work on it")
     process.kill()
     process.communicate()
@@ -209,7 +201,7 @@ def stopped(tmp_path_factory, data_folder):
     """A model whose run was killed, and its data."""
     model = tmp_path_factory.mktemp("stopped") / "model.h5"
     process = begin(*words(data_folder, model, epochs=30))
-    wait_for(process, lambda: (model.with_suffix("") / "state.npz").exists())
+    wait_for(lambda: (model.with_suffix("") / "state.npz").exists(), [process])
     process.kill()
     process.communicate()
     return model, data_folder

@@ -1,6 +1,5 @@
 """Many files by many workers: the rows of one, each file once, whatever dies."""
 
-import csv
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, heed_ctrl_c, run
+from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write_film
 
 from expressions import UserError, synthetic, workers
 from expressions.faces import OVERLAP, PART, Box, Face, Numbering
@@ -23,28 +22,27 @@ RATE = 10
 OTHERS = ",".join([*Index.COLUMNS, "made_by"]) + "\n" + "x," * len(Index.COLUMNS) + "others\n"  # an index
 
 
-def write_film(path, seconds, codec="MJPG"):
+def write_scene(path, seconds, codec="MJPG"):
     """Two faces of which one moves about and the other comes and goes, in a scene that changes now and then."""
     random = np.random.default_rng(3)
     faces = [synthetic.draw_face(label, random, 90) for label in ("happy", "surprise")]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), RATE, (320, 240))
+    images = []
     for number in range(round(seconds * RATE)):
         frame = np.full((240, 320), 110 + 60 * (number // 450 % 2), np.uint8)
         x = round(40 + 25 * np.sin(number / 9))
         frame[60:150, x : x + 90] = faces[0]
         if number % 97 < 70:
             frame[100:190, 200:290] = faces[1]
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
-    writer.release()
-    return path
+        images.append(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
+    return write_film(path, images, RATE, codec)
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, frame):
     """A folder with a film of three parts, a short one, a picture, and what is none."""
     folder = tmp_path_factory.mktemp("material")
-    write_film(folder / "long.avi", 2 * PART + 5)
-    write_film(folder / "short.avi", 3)
+    write_scene(folder / "long.avi", 2 * PART + 5)
+    write_scene(folder / "short.avi", 3)
     cv2.imwrite(str(folder / "me.png"), frame)
     (folder / "bad.mp4").write_text("no film")
     return folder
@@ -57,14 +55,9 @@ def expected(material, tmp_path_factory, trained):
     result = run("realtime_detect.py", "--source", material, "--model", trained, "--csv", table, "--no-window")
     assert result.returncode == 2 and "bad.mp4" in result.stderr
     rows = {}
-    for row in read(table):
+    for row in read_rows(table):
         rows.setdefault(Path(row["source"]).name, []).append(row)
     return rows
-
-
-def read(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def annotate(material, trained, folder, *arguments):
@@ -73,16 +66,16 @@ def annotate(material, trained, folder, *arguments):
 
 def check(folder, expected):
     """All is there, once, and as it should be."""
-    index = read(folder / "index.csv")
+    index = read_rows(folder / "index.csv")
     assert sorted(Path(row["source"]).name for row in index) == ["long.avi", "me.png", "short.avi"]
     for row in index:
-        rows = read(folder / row["result"])
+        rows = read_rows(folder / row["result"])
         assert rows == expected[Path(row["source"]).name]
         assert int(row["faces"]) == len(rows) and int(row["people"]) == len({row["track"] for row in rows})
     assert {path.name for path in folder.iterdir()} == {
         "index.csv", "failed.csv", "long.avi.csv", "me.png.csv", "short.avi.csv",
     }  # fmt: skip
-    assert [Path(row["source"]).name for row in read(folder / "failed.csv")] == ["bad.mp4"]
+    assert [Path(row["source"]).name for row in read_rows(folder / "failed.csv")] == ["bad.mp4"]
 
 
 def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
@@ -109,7 +102,7 @@ def test_two_workers_write_what_one_process_writes(material, expected, trained, 
     again = annotate(material, trained, results, "--workers", 1)
     assert again.returncode == 1 and "2 files, 1 done before or named twice:" in again.stdout
     assert (results / "long.avi.csv").stat().st_mtime_ns == times[results / "long.avi.csv"]
-    assert read(results / "short.avi.csv") == expected["short.avi"]
+    assert read_rows(results / "short.avi.csv") == expected["short.avi"]
 
 
 def test_ray_writes_what_one_process_writes(material, expected, trained, tmp_path):
@@ -138,13 +131,6 @@ def started(material, trained, tmp_path):
     yield process
     process.kill()
     process.wait()
-
-
-def wait_for(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 @pytest.mark.faults
@@ -227,7 +213,7 @@ def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected
         cv2.setNumThreads(-1)
         realtime_detect.hired_labeller.cache_clear()
     assert len(jumped) == 2 and counts[1] == (2 * PART + 5) * RATE
-    assert read(results / "long.csv") == expected["long.avi"]
+    assert read_rows(results / "long.csv") == expected["long.avi"]
     assert not list((results / ".parts").iterdir())
 
 
@@ -253,13 +239,13 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
     result = run("realtime_detect.py", *arguments, folder=tmp_path)
     assert result.returncode == 1 and "none.png: No such file" in result.stderr
     assert "/dev/video98: is no file; --workers" in result.stderr  # a camera would never end
-    index = read(tmp_path / "results" / "index.csv")
+    index = read_rows(tmp_path / "results" / "index.csv")
     assert [row["source"] for row in index] == [names[0], names[2]]
     assert index[0]["result"] == "in/deep/me.png.csv" and index[1]["result"].startswith("__/")
     for row in index:
-        assert read(tmp_path / "results" / row["result"])[0]["source"] == row["source"]
+        assert read_rows(tmp_path / "results" / row["result"])[0]["source"] == row["source"]
     one = run("realtime_detect.py", "--source", "list.txt", "--model", trained, "--csv", "all.csv", folder=tmp_path)
-    assert one.returncode == 2 and [row["source"] for row in read(tmp_path / "all.csv")] == names[:1] + names[2:4]
+    assert one.returncode == 2 and [row["source"] for row in read_rows(tmp_path / "all.csv")] == names[:1] + names[2:4]
 
 
 @pytest.mark.faults
@@ -336,7 +322,7 @@ def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
         file.write("half a ro")
     with Index(folder, "us") as index:
         assert not index.due(tmp_path / "a", "a.csv")
-    rows = read(folder / "index.csv")
+    rows = read_rows(folder / "index.csv")
     assert len(rows) == 1 and rows[0]["faces"] == "2"
 
 
@@ -365,6 +351,10 @@ def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(t
     with pytest.raises(UserError, match="holds other files"):
         Index(tmp_path, "us")
     assert os.listdir(tmp_path) == ["a.mp4.csv"]
+    (tmp_path / "index.csv").write_text("id,name,mine")  # and no line end: it could be half a row of a killed run
+    with pytest.raises(UserError, match="is of another model"):
+        Index(tmp_path, "us")
+    assert (tmp_path / "index.csv").read_text() == "id,name,mine"
     with Index(tmp_path / "results", "us") as index, pytest.raises(UserError, match="which is the folder's own"):
         index.due(tmp_path / "index", "index.csv")
 
@@ -387,7 +377,7 @@ def test_people_keep_their_numbers_from_one_tracker_to_the_next():
 
 @pytest.mark.parametrize("name, codec", [("film.avi", "MJPG"), ("film.mp4", "mp4v"), ("film.webm", "VP80")])
 def test_a_film_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
-    path = write_film(tmp_path / name, 12, codec)
+    path = write_scene(tmp_path / name, 12, codec)
     with Source(path) as source:
         frames = [(frame.seconds, frame.image.tobytes()) for frame in source]
     for start in (2, 7.5, 11.95, 13):
