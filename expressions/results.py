@@ -104,8 +104,8 @@ class ParquetTable:
 
     def __init__(self, path, labels):
         pyarrow, parquet = self.library()
-        text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-        types = (text, whole, real, *[whole] * 5, text, real, *[real] * len(labels))
+        text, integer, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+        types = (text, integer, real, *[integer] * 5, text, real, *[real] * len(labels))
         self.path, self.rows, self.batch = path, [], pyarrow.record_batch
         self.schema = pyarrow.schema(zip((*COLUMNS, *labels), types, strict=True))
         with self.complaints():
@@ -212,9 +212,10 @@ class Index:
             raise UserError(f"{self.path}: can't be read or written ({error}); choose another folder") from None
 
     def read(self, rows):
-        length = 0
+        length, header = 0, ",".join([*self.COLUMNS, "made_by"]).encode()
         for line in rows:
-            if length and not line.endswith(b"\n"):  # a run was killed while it wrote
+            ours = length or header.startswith(line)  # not a stranger's file
+            if ours and not line.endswith(b"\n"):  # a run was killed while it wrote
                 self.file.truncate(length)
                 break
             length += len(line)

@@ -61,7 +61,12 @@ def test_weights_without_a_network(tmp_path, trained):
 
 @pytest.mark.faults
 def test_no_facts_or_damaged_ones(model):
-    for facts, words in ((None, "doesn't tell"), ('{"labels": []}', "doesn't tell"), ("{", "damaged")):
+    for facts, words in (
+        (None, "doesn't tell"),
+        ('{"labels": []}', "doesn't tell"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+    ):
         with h5py.File(model, "r+") as file:
             del file.attrs["facts"], file.attrs["digest"]
             if facts:

@@ -324,6 +324,10 @@ def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
         assert not index.due(tmp_path / "a", "a.csv")
     rows = read_rows(folder / "index.csv")
     assert len(rows) == 1 and rows[0]["faces"] == "2"
+    (folder / "index.csv").write_text("source,byt")  # killed before the first row
+    with Index(folder, "us") as index:
+        assert index.due(tmp_path / "a", "a.csv")
+    assert read_rows(folder / "index.csv") == []
 
 
 def test_an_index_takes_a_file_for_done_as_it_is_now_alone(tmp_path):
