@@ -243,7 +243,8 @@ def draw_mistakes(images, evaluation, path):
     captions = [
         f"{names[evaluation.predicted[row]]} {confidence[row]:.0%}\nis {names[evaluation.truth[row]]}" for row in worst
     ]
-    title = f"The surest of {len(wrong)} mistakes among {len(evaluation.truth)} images"
+    kind = f"The surest of {len(wrong)} mistakes" if len(wrong) else "No mistake"
+    title = f"{kind} among {len(evaluation.truth)} images"
     save(grid(images[worst], captions, title), path)
 
 
