@@ -24,12 +24,12 @@ from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter hides the program's own words
+from expressions import UserError, as_program, compiled, overlay, printable, whole, workers  # before OpenCV: bounds it
 
+# isort: split
 import cv2
 from tqdm import tqdm
 
-from expressions import UserError, as_program, compiled, overlay, printable, whole, workers
 from expressions.classifier import Classifier
 from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker, crop
 from expressions.results import Index, ParquetTable, Summary, Table, keep, kept

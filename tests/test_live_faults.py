@@ -148,6 +148,14 @@ def test_a_source_that_is_none(detect, tmp_path, name, what, words):
     assert one_line(result, words, str(source)) and os.listdir(tmp_path) == [name]
 
 
+def test_a_picture_of_huge_size_is_not_unpacked_by_the_program_itself(tmp_path, trained):
+    """OpenCV reads its bound when it is imported, and here something else may have imported it."""
+    make(tmp_path / "me.png", bomb(16000, 16000))
+    words = command("realtime_detect.py", "--model", trained, "--source", "me.png", "--csv", "seen.csv")
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert result.returncode == 2 and "or too large a one" in result.stderr and os.listdir(tmp_path) == ["me.png"]
+
+
 def test_a_film_of_huge_frames_is_not_unpacked(tmp_path):
     """16,000 x 16,000 pixels, which took 2.5 GB."""
     (tmp_path / "film.gif").write_bytes(gif(16000, 16000))
