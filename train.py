@@ -32,8 +32,7 @@ import numpy as np
 
 from expressions import quiet
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's chatter hides the program's own words
-with quiet():  # its greeting as well
+with quiet():  # TensorFlow's greeting
     import keras
     from keras import callbacks, layers
 
@@ -363,6 +362,10 @@ def train(data, options, folder, process):
         steps += [*remembering[1:], backup, *distribution.stop_together()]
         try:
             if not ended and epochs_done < options.epochs:
+                # what a step keeps of each layer, tried here: short of memory, TensorFlow may crash or be killed
+                images = min(options.batch_size, len(train_images.x)) // distribution.place()[0]
+                kept = sum(math.prod(layer.output.shape[1:]) for layer in network.layers)
+                np.empty((images, kept), "float32" if policy == "float32" else "float16")
                 network.fit(
                     Ahead(train_share),
                     validation_data=Ahead(distribution.shared(validation_images)),

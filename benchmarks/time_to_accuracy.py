@@ -83,13 +83,11 @@ def measure(name, history, command, options):
 
 
 def train_classic(data, history):
-    import keras
-    from keras import callbacks
-
     import train
     from expressions import SCALE, dataset
     from expressions.augmentation import ImageDataGenerator
     from expressions.checkpoint import Stopwatch
+    from train import callbacks, keras  # set up as in the program
 
     keras.utils.set_random_seed(0)
     faces = dataset.load(data)

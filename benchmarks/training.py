@@ -14,13 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-import keras
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from expressions import EMOTIONS, dataset, synthetic
+from train import keras  # set up as in the program
 
 IMAGES_IN_FER2013 = 28_218  # train split, without those that stand in validation too
 BATCH, ROUNDS, STEPS = 64, 5, 8

@@ -17,7 +17,10 @@ except ImportError:  # Windows
 
 MOST_PIXELS = 2**27  # of a picture: a small file may unpack to one that no memory holds
 MOST_BYTES = 2**29  # of its file
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))  # read by the import that follows
+# read by OpenCV and TensorFlow when they are imported, which is after this
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its chatter hides the program's own words
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # its faster kernels, which it leaves off on older processors
 
 import cv2
 import numpy as np

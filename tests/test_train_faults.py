@@ -274,7 +274,7 @@ def test_a_batch_larger_than_the_data_is_all_of_them(tmp_path, data_folder):
 
 
 def test_a_batch_that_memory_can_t_hold(tmp_path):
-    """So large a batch that what doesn't fit is gigabytes: TensorFlow's parts abort where a small piece doesn't."""
+    """Found out before TensorFlow is asked for it, which crashes where a small piece is what doesn't fit."""
     random = np.random.default_rng(0)
     faces = [" ".join(map(str, random.integers(0, 256, 48 * 48))) for _ in range(8)]
     rows = [f"{index % 7},{faces[index % 7]},Training" for index in range(8_000)] + [f"0,{faces[7]},PublicTest"]
