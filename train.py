@@ -359,7 +359,7 @@ def train(data, options, folder, process):
         )
         writing = [callbacks.CSVLogger(history, append=True), remembering[0]] if first else []
         steps = [callbacks.TerminateOnNaN(), Stopwatch(), schedule, *filter(None, [average]), *writing]
-        steps += [*remembering[1:], backup, *distribution.stop_together()]
+        steps += [*remembering[1:], backup, distribution.StopBetweenSteps()]
         try:
             if not ended and epochs_done < options.epochs:
                 # what a step keeps of each layer, tried here: short of memory, TensorFlow may crash or be killed

@@ -201,18 +201,16 @@ def shared(images, option=None):
     return Share(images)
 
 
-def stop_together():
-    """The callbacks that several processes need beside those of one."""
-    return [StopTogether()] if place()[0] > 1 else []
+class StopBetweenSteps(keras.callbacks.Callback):
+    """Ctrl-C, or what else asks a process to end, stops training between two steps; in all processes after the same.
 
+    Raised amid a step, KeyboardInterrupt may get lost in Keras, which reads a step's losses in a `try` with a bare
+    `except`; with JAX, that is where the program is most of the time. Asked again, it stops at once."""
 
-class StopTogether(keras.callbacks.Callback):
-    """Ctrl-C, or what else asks a process to end, stops the training of all processes after the same step."""
-
-    STEPS = 8  # between two times that they ask one another
+    STEPS = 8  # between two times that processes ask one another
 
     def on_train_begin(self, logs=None):
-        self.asked, self.before = False, {}
+        self.asked, self.before, self.together = False, {}, place()[0] > 1
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) == signal.default_int_handler:
@@ -220,14 +218,20 @@ class StopTogether(keras.callbacks.Callback):
 
     def ask(self, *_):
         self.asked = True
+        self.on_train_end()
 
     def on_train_batch_begin(self, batch, logs=None):
-        from jax.experimental.multihost_utils import process_allgather
+        asked = self.asked
+        if self.together:
+            from jax.experimental.multihost_utils import process_allgather
 
-        if batch % self.STEPS == 0 and process_allgather(np.array(self.asked)).any():
+            asked = batch % self.STEPS == 0 and process_allgather(np.array(asked)).any()
+        if asked:
             self.on_train_end()
             raise KeyboardInterrupt
 
+    on_test_batch_begin = on_train_batch_begin
+
     def on_train_end(self, logs=None):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        while self.before:
+            signal.signal(*self.before.popitem())

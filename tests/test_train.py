@@ -1,5 +1,6 @@
 """train.py as a user runs it: what it leaves, how it is stopped and resumed, what it says when it can't go on."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -117,6 +118,45 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
     before = model.read_bytes()
     assert train.main([*again[:-1], "1"]) == 0
     assert (tmp_path / "stopped.previous.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_ctrl_c_amid_a_step_stops_training_before_the_next(where):
+    """Keras swallows it there, as this callback does."""
+    steps, before = [], signal.getsignal(signal.SIGINT)
+
+    class Swallowing(train.callbacks.Callback):
+        def after(self, kind):
+            steps.append(kind)
+            if kind == where:
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.after("train")
+
+        def on_test_batch_end(self, batch, logs=None):
+            self.after("test")
+
+    network = train.keras.Sequential([train.keras.Input((1,)), train.layers.Dense(1)])
+    network.compile("sgd", "mse")
+    numbers, stop = np.ones((6, 1)), train.distribution.StopBetweenSteps()
+    with pytest.raises(KeyboardInterrupt):
+        network.fit(
+            numbers,
+            numbers,
+            batch_size=2,
+            validation_data=(numbers, numbers),
+            callbacks=[Swallowing(), stop],
+            verbose=0,
+        )
+    assert steps == {"train": ["train"], "test": ["train"] * 3 + ["test"]}[where]
+    assert signal.getsignal(signal.SIGINT) is before
+
+    stop.on_train_begin()
+    signal.raise_signal(signal.SIGINT)  # the next step never comes
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
