@@ -1,5 +1,6 @@
 """Keras's ImageDataGenerator with its warps done by OpenCV, and its batches made ahead of time."""
 
+import math
 import threading
 
 import cv2
@@ -41,15 +42,19 @@ class OpenCVImageDataGenerator(ImageDataGenerator):
         others = ("shear", "flip_vertical", "channel_shift_intensity", "brightness")
         if any(drawn.get(name) for name in others) or self.fill_mode != "nearest":
             raise ValueError("OpenCVImageDataGenerator does rotation, shift, zoom and horizontal flip, nearest border")
-        angle = np.deg2rad(drawn["theta"])
-        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        mirror = -1 if drawn["flip_horizontal"] else 1
+        angle = math.radians(drawn["theta"])
+        cosine, sine = math.cos(angle), math.sin(angle)
+        zoom_x, zoom_y = drawn["zx"] * (-1 if drawn["flip_horizontal"] else 1), drawn["zy"]
         # Where a pixel (x, y) of the result comes from, about the centre: mirrored, zoomed, shifted, turned, in the
         # order and with the axes of Keras's own apply_affine_transform.
-        linear = rotation @ np.diag([mirror * drawn["zx"], drawn["zy"]])
-        centre = (np.array([x.shape[1], x.shape[0]]) - 1) / 2
-        offset = centre + rotation @ [drawn["tx"], drawn["ty"]] - linear @ centre
-        matrix = np.column_stack([linear, offset])
+        centre_x, centre_y = (x.shape[1] - 1) / 2, (x.shape[0] - 1) / 2
+        from_x, from_y = drawn["tx"] - zoom_x * centre_x, drawn["ty"] - zoom_y * centre_y
+        matrix = np.array(
+            [
+                [cosine * zoom_x, -sine * zoom_y, centre_x + cosine * from_x - sine * from_y],
+                [sine * zoom_x, cosine * zoom_y, centre_y + sine * from_x + cosine * from_y],
+            ]
+        )
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         warped = cv2.warpAffine(x, matrix, (x.shape[1], x.shape[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE)
         return warped[:, :, None]
