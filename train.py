@@ -359,7 +359,8 @@ def train(data, options, folder, process):
         )
         writing = [callbacks.CSVLogger(history, append=True), remembering[0]] if first else []
         steps = [callbacks.TerminateOnNaN(), Stopwatch(), schedule, *filter(None, [average]), *writing]
-        steps += [*remembering[1:], backup, distribution.StopBetweenSteps()]
+        stop = distribution.StopBetweenSteps()
+        steps += [*remembering[1:], backup, stop]
         try:
             if not ended and epochs_done < options.epochs:
                 # what a step keeps of each layer, tried here: short of memory, TensorFlow may crash or be killed
@@ -386,6 +387,8 @@ def train(data, options, folder, process):
             if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):  # each backend has an error of its own
                 raise UserError(f"--batch-size {options.batch_size}: no memory for so many images; give less") from None
             raise
+        finally:
+            stop.give_back()
     if not first:
         return
     if not best.exists():

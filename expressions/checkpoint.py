@@ -110,7 +110,8 @@ class Backup(keras.callbacks.Callback):
 
     The state is every variable of the network (those that drive dropout included) and the optimizer, what the other
     callbacks remember, and the history; the order and warps of an epoch's images follow from seed and epoch alone.
-    It comes last among the callbacks, so that it sees what they did. `started` tells runs apart: the time of the start.
+    It comes after the callbacks that do something at an epoch's end, so that it sees what they did. `started` tells
+    runs apart: the time of the start.
 
     path: the .npz file. settings: what a resumed run must have in common with this one (JSON values).
     callbacks: those that remember something. history: the path of CSVLogger's file. images: the training iterator.

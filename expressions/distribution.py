@@ -205,12 +205,15 @@ class StopBetweenSteps(keras.callbacks.Callback):
     """Ctrl-C, or what else asks a process to end, stops training between two steps; in all processes after the same.
 
     Raised amid a step, KeyboardInterrupt may get lost in Keras, which reads a step's losses in a `try` with a bare
-    `except`; with JAX, that is where the program is most of the time. Asked again, it stops at once."""
+    `except`; with JAX, that is where the program is most of the time. One process alone, asked again, stops at once."""
 
     STEPS = 8  # between two times that processes ask one another
 
-    def on_train_begin(self, logs=None):
+    def __init__(self):
+        super().__init__()
         self.asked, self.before, self.together = False, {}, place()[0] > 1
+
+    def on_train_begin(self, logs=None):
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) == signal.default_int_handler:
@@ -218,7 +221,9 @@ class StopBetweenSteps(keras.callbacks.Callback):
 
     def ask(self, *_):
         self.asked = True
-        self.on_train_end()
+        if not self.together:
+            self.give_back()
+            print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     def on_train_batch_begin(self, batch, logs=None):
         asked = self.asked
@@ -227,11 +232,11 @@ class StopBetweenSteps(keras.callbacks.Callback):
 
             asked = batch % self.STEPS == 0 and process_allgather(np.array(asked)).any()
         if asked:
-            self.on_train_end()
             raise KeyboardInterrupt
 
     on_test_batch_begin = on_train_batch_begin
 
-    def on_train_end(self, logs=None):
-        while self.before:
-            signal.signal(*self.before.popitem())
+    def give_back(self):
+        """Have signals do what they did before training."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -120,10 +120,18 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
     assert (tmp_path / "stopped.previous.h5").read_bytes() == before
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """What is started in the background by a shell, tests included, is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("where", ["train", "test"])
-def test_ctrl_c_amid_a_step_stops_training_before_the_next(where):
+def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
     """Keras swallows it there, as this callback does."""
-    steps, before = [], signal.getsignal(signal.SIGINT)
+    steps = []
 
     class Swallowing(train.callbacks.Callback):
         def after(self, kind):
@@ -151,12 +159,13 @@ def test_ctrl_c_amid_a_step_stops_training_before_the_next(where):
             verbose=0,
         )
     assert steps == {"train": ["train"], "test": ["train"] * 3 + ["test"]}[where]
-    assert signal.getsignal(signal.SIGINT) is before
-
-    stop.on_train_begin()
-    signal.raise_signal(signal.SIGINT)  # the next step never comes
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # asked again, when the next step may never come
+
+    stop = train.distribution.StopBetweenSteps()
+    stop.on_train_begin()
+    stop.give_back()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
