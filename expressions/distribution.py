@@ -223,7 +223,8 @@ class StopBetweenSteps(keras.callbacks.Callback):
         self.asked = True
         if not self.together:
             self.give_back()
-            print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+            with contextlib.suppress(OSError, RuntimeError):  # its terminal closed, or amid another print
+                print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     def on_train_batch_begin(self, batch, logs=None):
         asked = self.asked

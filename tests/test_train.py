@@ -177,6 +177,7 @@ def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_fold
     monkeypatch.setattr(train, "FROM_SCRATCH", train.FROM_SCRATCH._replace(learning_rate=float("nan")))
     assert train.main(["--data", str(data_folder), "--model", str(model), "--epochs", "2", "--batch-size", "16"]) == 2
     assert "no epoch has ended well" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler  # as before training
     assert (
         model.read_text() == "the model of before" and (tmp_path / "model" / "history.csv").read_text() == "of its run"
     )
