@@ -24,30 +24,33 @@ from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
-from expressions import UserError, as_program, compiled, overlay, printable, whole, workers  # before OpenCV: bounds it
+from expressions import UserError, cli, compiled, overlay, workers  # before OpenCV: bounds it
+from expressions.cli import escape_unprintable
+from expressions.files import atomic_write
 
 # isort: split
 import cv2
 from tqdm import tqdm
 
 from expressions.classifier import Classifier
-from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker, crop
+from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker
+from expressions.images import crop
 from expressions.results import Index, ParquetTable, Summary, Table, keep, kept
 from expressions.video import (
     CODECS,
     Frame,
     Recording,
     Source,
-    Window,
     expand,
-    has_display,
     is_camera,
     is_list,
     listed,
     parse_size,
     place_of_result,
 )
+from expressions.window import Window, has_display
 
+PROGRAM = "realtime_detect.py"
 HERE = Path(__file__).resolve().parent
 MODEL, CASCADE = HERE / "models" / "emotion_model.h5", HERE / "haarcascade_frontalface_default.xml"
 PARTS = ".parts"  # in a folder of results, what is kept of long films until all their parts are there
@@ -122,32 +125,24 @@ class Labeller:
 
 
 def main(arguments=None):
-    return as_program(attempt, arguments)
+    return cli.run(PROGRAM, run, arguments)
 
 
-def attempt(arguments):
+def run(arguments):
     options = parse(arguments)
-    try:
-        if options.workers or options.ray is not None:
-            import realtime_detect  # under the name that other processes know it by
-
-            try:
-                return realtime_detect.annotate(options)
-            except KeyboardInterrupt:
-                print("\nStopped. Run the command again to continue from here.")
-                raise
+    if not options.workers and options.ray is None:
         return 2 if detect(options) else 0
-    except BrokenPipeError:
+    import realtime_detect  # under the name that other processes know it by
+
+    try:
+        return realtime_detect.annotate(options)
+    except KeyboardInterrupt:
+        print("\nStopped. Run the command again to continue from here.")
         raise
-    except (UserError, OSError) as error:
-        complain(error)
-        return 2
-    except KeyboardInterrupt:  # while loading; the loop has its own way to stop
-        return 130
 
 
-def complain(error):
-    tqdm.write(f"realtime_detect.py: {printable(error)}", file=sys.stderr)
+def print_error(error):
+    cli.print_error(PROGRAM, error)
 
 
 def parse(arguments):
@@ -242,7 +237,7 @@ def detect(options):
                     if not label_source(name, root, options, labeller, tables, summary, preview):
                         break
                 except UserError as error:
-                    complain(error)
+                    print_error(error)
                     failed += 1
                     if any(result.gone for result in (*tables, *([preview.window] if preview else []))):
                         break  # not this source is at fault
@@ -251,7 +246,7 @@ def detect(options):
                         raise
                     break
         if several and failed:
-            complain(f"{options.source}: {failed} of {len(names)} sources could not be done")
+            print_error(f"{options.source}: {failed} of {len(names)} sources could not be done")
         if summary.source is not None:
             print(summary.describe())
             if options.summary:
@@ -281,7 +276,10 @@ def label_source(name, root, options, labeller, tables, summary, preview):
                     raise UserError(f"--save {save}: is one of the sources; choose another folder")
             recording = stack.enter_context(Recording(save, source, options.overwrite))
         began = time.perf_counter()
-        title, shown = printable(source.name), None if source.length else True  # where it can't be told how far it is
+        title, shown = (
+            escape_unprintable(source.name),
+            None if source.length else True,
+        )  # where it can't be told how far it is
         try:
             for frame in tqdm(source, title, source.length, leave=False, disable=shown, unit=" frames"):
                 faces = labeller.label(frame.image, None if source.still else frame.seconds)
@@ -304,9 +302,9 @@ def label_source(name, root, options, labeller, tables, summary, preview):
         speed = "" if source.still else f", {rate:.1f} frames/s"
         broken = f", {source.skipped} broken ones skipped" if source.skipped else ""
         lacking = f"; {source.missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
-        saved = f"; saved to {printable(save)}" if save and recording.saved else ""
+        saved = f"; saved to {escape_unprintable(save)}" if save and recording.saved else ""
         notes = f"{broken}{lacking if source.missing else ''}{saved}"
-        tqdm.write(f"{printable(source.name)}: {frames} frames, {faces_seen} faces{speed}{notes}")
+        tqdm.write(f"{escape_unprintable(source.name)}: {frames} frames, {faces_seen} faces{speed}{notes}")
     if lost:
         raise lost
     return go_on
@@ -449,9 +447,9 @@ def annotate(options):
     left_out = f", {before} done before or named twice" if before else ""
     print(f"{done} files{left_out}: {frames} frames, {faces} faces, {frames / passed:.1f} frames/s; see {index.path}")
     for line in failures:
-        complain(line)
+        print_error(line)
     if index.failed:
-        complain(f"{options.source}: {index.failed} files could not be done; see {index.failures}")
+        print_error(f"{options.source}: {index.failed} files could not be done; see {index.failures}")
     return 1 if index.failed else 0
 
 
@@ -525,7 +523,7 @@ def join_parts(job, name, path, result, parts):
 def reason(error, name):
     if isinstance(error, OSError):
         error = UserError(f"{name}: {error.strerror or error}")
-    return printable(error if isinstance(error, UserError) else f"{name}: {type(error).__name__}: {error}")
+    return escape_unprintable(error if isinstance(error, UserError) else f"{name}: {type(error).__name__}: {error}")
 
 
 def watch(source, labeller):
@@ -544,7 +542,7 @@ def write_table(job, name, result, seen):
     for place in (path, partial):
         place.parent.mkdir(parents=True, exist_ok=True)
     frames, faces_seen, people = 0, 0, set()
-    with whole(path, partial), (Table if ending == ".csv" else ParquetTable)(partial, labels) as table:
+    with atomic_write(path, partial), (Table if ending == ".csv" else ParquetTable)(partial, labels) as table:
         for frame, faces in seen:
             table.write(name, frame, faces)
             frames, faces_seen = frames + 1, faces_seen + len(faces)

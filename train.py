@@ -14,7 +14,6 @@ A run writes models/NAME.h5 and, next to it, the folder models/NAME with curves,
 
 import argparse
 import contextlib
-import errno
 import functools
 import hashlib
 import logging
@@ -30,30 +29,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expressions import quiet
+from expressions.files import suppress_output
 
-with quiet():  # TensorFlow's greeting
+with suppress_output():  # TensorFlow's greeting
     import keras
     from keras import callbacks, layers
 
-from expressions import (
-    EMOTIONS,
-    IMAGE_SIZE,
-    SCALE,
-    UserError,
-    as_program,
-    dataset,
-    distribution,
-    printable,
-    report,
-    synthetic,
-    video,
-    whole,
-)
+from expressions import EMOTIONS, IMAGE_SIZE, RESCALE, UserError, cli, dataset, distribution, report, synthetic
 from expressions.augmentation import Ahead, ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.checkpoint import Backup, BestModel, Stopwatch, WeightAverage, run_folder
 from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
+from expressions.cli import escape_unprintable
+from expressions.files import atomic_write
 from expressions.targets import label_outputs, loss_and_accuracy, targets, votes_layer
+from expressions.window import show_image
 
 HERE = Path(__file__).resolve().parent
 SYNTHETIC_EPOCHS = 8
@@ -168,10 +157,11 @@ def normalised():
 
 
 def main(arguments=None):
-    return as_program(attempt, arguments)
+    hint = "no space left on the disk; make room, and --resume continues after the last complete epoch"
+    return cli.run("train.py", run, arguments, disk_full=hint)
 
 
-def attempt(arguments):
+def run(arguments):
     options = parse(arguments)
     try:
         if options.evaluate:
@@ -181,18 +171,10 @@ def attempt(arguments):
                 data = load_data(options)
                 with run_folder(options.model) if process == 0 else contextlib.nullcontext(Path()) as folder:
                     train(data, options, folder, process)
-    except BrokenPipeError:
-        raise
-    except (UserError, OSError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "errno = 28" in str(error):  # of Python, and of HDF5
-            error = "no space left on the disk; make room, and --resume continues after the last complete epoch"
-        print(f"train.py: {printable(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:  # outside the epochs, whose end `train` sees to
         hint = "" if options.evaluate else " If an epoch was complete, continue with --resume."
         print(f"\nStopped.{hint}", file=sys.stderr)
-        return 130
-    return 0
+        raise
 
 
 def parse(arguments):
@@ -283,9 +265,9 @@ def load_data(options):
 
 
 def describe_data(data):
-    print(f"Data: {printable(data.source)}\n{data.counts().to_string()}")
+    print(f"Data: {escape_unprintable(data.source)}\n{data.counts().to_string()}")
     for note in data.notes:
-        print(f"  {printable(note)}")
+        print(f"  {escape_unprintable(note)}")
 
 
 def train(data, options, folder, process):
@@ -352,7 +334,7 @@ def train(data, options, folder, process):
             report.draw_distribution(data, folder / "distribution.png")
             report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
         if options.show and first:
-            video.show_picture(folder / "samples.png")
+            show_image(folder / "samples.png")
         # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
         schedule = callbacks.LearningRateScheduler(
             lambda epoch, rate: rate * rates[epoch] / rates[epoch - 1] if epoch else rate
@@ -402,11 +384,11 @@ def train(data, options, folder, process):
 def generators(recipe):
     """The augmenting generator of the training images, and the plain one of the validation images."""
     augmented = OpenCVImageDataGenerator(
-        rescale=SCALE, rotation_range=recipe.rotation, width_shift_range=recipe.shift, height_shift_range=recipe.shift,
-        zoom_range=recipe.zoom, horizontal_flip=True,
+        rescale=RESCALE, rotation_range=recipe.rotation, zoom_range=recipe.zoom, horizontal_flip=True,
+        width_shift_range=recipe.shift, height_shift_range=recipe.shift,
         preprocessing_function=functools.partial(erase, chance=recipe.erased),
     )  # fmt: skip
-    return augmented, ImageDataGenerator(rescale=SCALE)
+    return augmented, ImageDataGenerator(rescale=RESCALE)
 
 
 def flow(generator, data, split, batch_size, teachers=()):
@@ -508,7 +490,7 @@ def finish(best, data, options, run):
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
     if options.model.exists() and not is_of_run(options.model, run["started"]):
         before = options.model.with_suffix(".previous.h5")
-        with whole(before) as copy:
+        with atomic_write(before) as copy:
             shutil.copy2(options.model, copy)
         print(f"\nThe model that was there is now {before}.")
     os.replace(partial, options.model)

@@ -84,7 +84,7 @@ def measure(name, history, command, options):
 
 def train_classic(data, history):
     import train
-    from expressions import SCALE, dataset
+    from expressions import RESCALE, dataset
     from expressions.augmentation import ImageDataGenerator
     from expressions.checkpoint import Stopwatch
     from train import callbacks, keras  # set up as in the program
@@ -93,8 +93,8 @@ def train_classic(data, history):
     faces = dataset.load(data)
     faces = faces._replace(splits={name: split._replace(votes=None) for name, split in faces.splits.items()})
     flows = {
-        "train": train.flow(ImageDataGenerator(rescale=SCALE, horizontal_flip=True), faces, "train", 64),
-        "validation": train.flow(ImageDataGenerator(rescale=SCALE), faces, "validation", 64),
+        "train": train.flow(ImageDataGenerator(rescale=RESCALE, horizontal_flip=True), faces, "train", 64),
+        "validation": train.flow(ImageDataGenerator(rescale=RESCALE), faces, "validation", 64),
     }
     network = train.classic_network(len(faces.labels), "softmax")
     network.compile(keras.optimizers.Adam(5e-4), "categorical_crossentropy", metrics=["accuracy"])

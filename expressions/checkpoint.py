@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from filelock import FileLock, Timeout
 
-from expressions import SCALE, UserError, whole
+from expressions import RESCALE, UserError
+from expressions.files import atomic_write
 
 # What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
@@ -83,7 +84,7 @@ class WeightAverage(keras.callbacks.Callback):
     def __init__(self, images):
         super().__init__()
         picked = np.random.default_rng(0).permutation(len(images))[: self.MEASURED]
-        self.images, self.count, self.mean, self.latest = images[picked] * np.float32(SCALE), 0, None, None
+        self.images, self.count, self.mean, self.latest = images[picked] * np.float32(RESCALE), 0, None, None
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.latest:
@@ -213,7 +214,7 @@ class Backup(keras.callbacks.Callback):
             "variables": len(values),
         }
         values = {f"variable{index}": value for index, value in enumerate(values)}
-        with whole(self.path) as partial:
+        with atomic_write(self.path) as partial:
             np.savez(partial, state=np.array(json.dumps(state)), **values)
 
 

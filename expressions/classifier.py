@@ -19,7 +19,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from expressions import IMAGE_SIZE, SCALE, UserError, prepare, quiet, whole
+from expressions import IMAGE_SIZE, RESCALE, UserError
+from expressions.files import atomic_write, suppress_output
+from expressions.images import preprocess_face
 
 # A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
@@ -41,8 +43,8 @@ MOST_LAYERS, MOST_IN_ROW = 1000, 128  # Keras takes ever longer for each further
 MOST_SIZE, MOST_VALUES = 512, 2048  # pixels of the input's side; values in all layers together, for each of its pixels
 # from pixels (0 to 255) to what a network was trained on
 SCALINGS = {
-    "unit": lambda pixels: pixels * np.float32(SCALE),  # 0 to 1
-    "symmetric": lambda pixels: pixels * np.float32(2 * SCALE) - 1,  # -1 to 1
+    "unit": lambda pixels: pixels * np.float32(RESCALE),  # 0 to 1
+    "symmetric": lambda pixels: pixels * np.float32(2 * RESCALE) - 1,  # -1 to 1
     "pixels": lambda pixels: pixels,  # 0 to 255
     "standardised": lambda pixels: (  # mean 0 and standard deviation 1 over each picture
         (pixels - pixels.mean(axis=(1, 2), keepdims=True)) / np.maximum(pixels.std(axis=(1, 2), keepdims=True), 1e-6)
@@ -74,7 +76,7 @@ class Classifier:
     def probabilities(self, faces, mirrored=False, votes=False):
         """How likely each expression is, for each face.
 
-        faces: a sequence of n pictures that `expressions.prepare` takes: uint8, gray or BGR, of any size.
+        faces: a sequence of n images that `images.preprocess_face` takes: uint8, gray or BGR, of any size.
         mirrored: average over each face and its mirror image; more accurate, for twice the time.
         votes: not how likely each label is, but which share of ten people would choose it, of those who choose any; for
         files whose network has `votes`.
@@ -101,7 +103,7 @@ class Classifier:
 
     def inputs(self, faces):
         """The network's input for n pictures of faces: float32 (n, size, size, channels)."""
-        pixels = np.stack([prepare(face, self.size) for face in faces]).astype(np.float32)
+        pixels = np.stack([preprocess_face(face, self.size) for face in faces]).astype(np.float32)
         return SCALINGS[self.facts["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
 
 
@@ -111,7 +113,7 @@ def load_network(path, config, labels):
 
     config: of `read_model`. Raises UserError when Keras can't load it, its input is no square picture, its output
     doesn't fit the labels, it is larger than its file or its input call for, or its weights aren't all numbers."""
-    with quiet():  # TensorFlow greets
+    with suppress_output():  # TensorFlow greets
         import keras  # here, for it takes seconds, and a compiled network does without
 
     def build():
@@ -237,7 +239,7 @@ def halve(path):
     """Make the model file at `path` half as large: its float32 weights become float16.
 
     Keras reads them into float32 again, and computes with those."""
-    with whole(path) as partial, h5py.File(path) as file, h5py.File(partial, "w") as halved:
+    with atomic_write(path) as partial, h5py.File(path) as file, h5py.File(partial, "w") as halved:
 
         def copy(name, item):
             if isinstance(item, h5py.Group):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expressions import quiet, whole
+from expressions.files import atomic_write, suppress_output
 
 TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
 KEPT = 10  # compiled networks, the most recently used
@@ -35,7 +35,7 @@ class CompiledNetwork:
 
         # a thread more than there are cores for this program makes it slower; more than four do not pay
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with quiet():  # it tells which of its parts it uses
+        with suppress_output():  # it tells which of its parts it uses
             self.interpreter = Interpreter(model_content=content, num_threads=threads or min(4, cores))
             self.interpreter.allocate_tensors()
         [taken], [given] = self.interpreter.get_input_details(), self.interpreter.get_output_details()
@@ -79,7 +79,7 @@ def build(classifier, model, threads=None):
     try:
         import tensorflow  # the one place that needs it by name: its converter has no other home
 
-        with quiet():
+        with suppress_output():
             content = tensorflow.lite.TFLiteConverter.from_keras_model(classifier.network).convert()
         compiled = CompiledNetwork(content, classifier.facts, threads)
     except Exception:  # whatever the converter makes of a network, or of another backend of Keras
@@ -96,7 +96,7 @@ def build(classifier, model, threads=None):
         return None
     with contextlib.suppress(OSError, RuntimeError):  # nowhere to keep it: compiled anew each time
         target, kept = place(model), json.dumps(classifier.facts).encode() + b"\n" + content
-        with whole(target, target.with_suffix(f".{os.getpid()}")) as partial:
+        with atomic_write(target, target.with_suffix(f".{os.getpid()}")) as partial:
             partial.write_bytes(hashlib.sha256(kept).digest() + kept)
         for old in sorted(target.parent.iterdir(), key=os.path.getmtime, reverse=True)[KEPT:]:
             old.unlink()

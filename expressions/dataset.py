@@ -1,7 +1,7 @@
 """Read a data set of face pictures in any of the layouts that people download, and check it.
 
 `load` looks at a path and recognises a folder per class, the Kaggle folders, or the original CSV. Every picture
-becomes 48x48 gray through `prepare`, the function that the webcam uses too; the rows of a CSV are that already.
+becomes 48x48 gray through `preprocess_face`, the function that the webcam uses too; the rows of a CSV are that already.
 """
 
 import csv
@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from expressions import EMOTIONS, IMAGE_SIZE, UserError, prepare, printable, read_picture
+from expressions import EMOTIONS, IMAGE_SIZE, UserError
+from expressions.cli import escape_unprintable
+from expressions.images import preprocess_face, read_image
 
 SPLITS = ("train", "validation", "test")
 FOLDER_NAMES = {
@@ -164,7 +166,7 @@ def read_folders(root, votes):
                 outside += [file for file in contents if leads_out(file)]
                 images = [file for file in contents if not leads_out(file) and is_image(file)]
                 others += [file for file in contents if not leads_out(file) and not is_image(file)]
-                files[split].setdefault(printable(entry.name.lower()), []).extend(images)
+                files[split].setdefault(escape_unprintable(entry.name.lower()), []).extend(images)
             elif is_image(entry):
                 loose.append(entry)
     if not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
@@ -183,13 +185,13 @@ def read_folders(root, votes):
         for index, label in enumerate(labels):
             for file in by_label.get(label, ()):
                 try:
-                    picture = read_picture(file)
+                    picture = read_image(file)
                 except OSError:  # no permission, gone since it was listed, a bad disk
                     picture = None
                 if picture is None:
                     unreadable.append(file)
                     continue
-                images.append(prepare(picture))
+                images.append(preprocess_face(picture))
                 indices.append(index)
                 names.append(file.name)
         if images:

@@ -18,7 +18,8 @@ import threading
 import keras
 import numpy as np
 
-from expressions import UserError, quiet
+from expressions import UserError
+from expressions.files import suppress_output
 
 ADDRESSES, COUNT, NUMBER = (f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"))
 PATIENCE = 120  # seconds in which all processes have to come
@@ -75,7 +76,7 @@ def joined():
             if jax.device_count() != count * jax.local_device_count():
                 here, all_there_are = jax.local_device_count(), jax.device_count()
                 raise UserError(f"{here} of {all_there_are} devices are here; give all processes the same number")
-            with quiet():
+            with suppress_output():
                 sync_global_devices("all are there")
             lost.line = f"one of the {count} processes has ended or can't be reached; see what it says there, "
             lost.line += "and go on after the last whole epoch with --resume in all of them"

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from expressions import UNCERTAIN, UserError
+from expressions.images import crop
 
 WORKING_SIDE = 640  # pixels; a larger frame is searched at this size, for the search takes time with every pixel
 SMALLEST_FACE = 30  # pixels in the searched frame
@@ -454,15 +455,3 @@ def together(weights):
 
     It tells faces from the rest better than the largest of them, or their number, does."""
     return math.sqrt(sum(weights))
-
-
-def crop(frame, box):
-    """The part of a frame that lies in `box`: (box.height, box.width) and the frame's channels.
-
-    A view; where the box reaches out of the frame a copy, in which the frame's border goes on, as in training.
-    """
-    height, width = frame.shape[:2]
-    rows, columns = np.arange(box.y, box.y + box.height), np.arange(box.x, box.x + box.width)
-    if rows[0] >= 0 and columns[0] >= 0 and rows[-1] < height and columns[-1] < width:
-        return frame[box.y : box.y + box.height, box.x : box.x + box.width]
-    return frame[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]

@@ -8,7 +8,8 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from expressions import UserError, whole
+from expressions import UserError
+from expressions.files import atomic_write
 
 matplotlib.rcParams["text.parse_math"] = False  # a class may have $ in its name
 CALIBRATION_BINS = 15
@@ -164,7 +165,7 @@ def write_report(folder, facts, data, evaluations, megabytes):
     draw_curves(history, epoch, folder / "curves.png")
     draw_confusion(first, folder / "confusion_matrix.png")
     draw_mistakes(data.splits["validation"].images, first, folder / "mistakes.png")
-    with whole(folder / "README.md") as partial:
+    with atomic_write(folder / "README.md") as partial:
         partial.write_text(card(facts, data, evaluations, megabytes, history, epoch), encoding="utf-8")
 
 
@@ -264,7 +265,7 @@ def grid(images, captions, title):
 
 def save(figure, path):
     """Write the figure as a PNG file at once: a run killed meanwhile leaves the picture before."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=110)
 
 

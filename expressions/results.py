@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from expressions import UserError, claim, printable, whole
+from expressions import UserError
+from expressions.cli import escape_unprintable
+from expressions.files import atomic_write, lock_file
 
 COLUMNS = ("source", "frame", "seconds", "track", "x", "y", "width", "height", "label", "confidence")
 GROUP = 10_000  # rows that a Parquet file gets at a time
@@ -48,7 +50,7 @@ class Table:
             raise UserError(f"{path}: exists already; choose another name, or give --overwrite") from None
         except OSError as error:
             raise UserError(f"{path}: can't be written ({error.strerror})") from None
-        claim(self.file, path)
+        lock_file(self.file, path)
         self.regular = stat.S_ISREG(os.fstat(self.file.fileno()).st_mode)  # and no pipe, which has no size
 
     def __enter__(self):
@@ -165,7 +167,7 @@ def keep(path, frames, **notes):
         probabilities=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
         **notes,
     )
-    with whole(path, path.with_name(f"{uuid.uuid4().hex}.npz")) as partial:
+    with atomic_write(path, path.with_name(f"{uuid.uuid4().hex}.npz")) as partial:
         np.savez(partial, **arrays)
 
 
@@ -199,7 +201,7 @@ class Index:
             if not self.path.exists() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
                 raise UserError(f"{self.folder}: holds other files, and no results; choose a new or an empty folder")
             self.file = open(self.path, "ab", buffering=0)
-            claim(self.file, self.path)
+            lock_file(self.file, self.path)
             with open(self.path, "rb") as rows:
                 self.read(rows)
             self.failures.unlink(missing_ok=True)  # not before it is sure that this run may begin
@@ -252,7 +254,7 @@ class Index:
             state = str(status.st_size), str(status.st_mtime_ns)
         except OSError:  # who tries to read it will tell
             state = "", ""
-        done = self.done.get(hash((printable(source), printable(result)))) == hash(state)
+        done = self.done.get(hash((escape_unprintable(source), escape_unprintable(result)))) == hash(state)
         done = done and (self.folder / result).exists()
         self.states[known] = None if done else state
         return not done
@@ -263,14 +265,16 @@ class Index:
         counts: the values of the last six COLUMNS."""
         state, self.states[hash(result)] = self.states[hash(result)], None
         with self.complaints():
-            self.append(self.file, [printable(source), *state, printable(result), *counts, self.made_by])
+            self.append(
+                self.file, [escape_unprintable(source), *state, escape_unprintable(result), *counts, self.made_by]
+            )
 
     def fail(self, source, why):
         """The file `source` could not be done."""
         with self.complaints(), open(self.failures, "ab", buffering=0) as file:
             if not self.failed:
                 self.append(file, ["source", "why"])
-            self.append(file, [printable(source), why])
+            self.append(file, [escape_unprintable(source), why])
         self.failed += 1
 
 
@@ -316,7 +320,7 @@ class Summary:
             if person == "pictures":
                 lines.append(f"{total} faces in pictures: {shares}")
             else:
-                name = f"{printable(person[0])}, " if several else ""
+                name = f"{escape_unprintable(person[0])}, " if several else ""
                 lines.append(f"{name}person {person[1]}, {total:.1f} s: {shares}")
         others = sum(shown.total() > 0 for shown in self.shown.values()) - LISTED
         if others > 0:
@@ -343,7 +347,9 @@ class Summary:
                 blue, green, red = colours.get(label, (128, 128, 128))
                 bar = axes.barh(row, end - start, left=start, color=(red / 255, green / 255, blue / 255), height=0.8)
                 drawn.setdefault(label, bar)
-        names = [f"{printable(source)} {number}" if several else f"person {number}" for source, number in people]
+        names = [
+            f"{escape_unprintable(source)} {number}" if several else f"person {number}" for source, number in people
+        ]
         axes.set_yticks(range(len(people)), names, parse_math=False)  # a name with dollars is no formula
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
@@ -355,7 +361,7 @@ class Summary:
             warnings.filterwarnings("ignore", "Glyph .* missing")  # letters that the font lacks are drawn as boxes
             figure.savefig(data, format=path.suffix[1:], dpi=100)
         try:
-            with whole(path, path.with_name(f"{uuid.uuid4().hex}{path.suffix}")) as partial:
+            with atomic_write(path, path.with_name(f"{uuid.uuid4().hex}{path.suffix}")) as partial:
                 partial.write_bytes(data.getbuffer())
         except OSError as error:
             raise UserError(f"--summary {path}: can't be written ({error.strerror})") from None

@@ -21,7 +21,8 @@ from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from expressions import UserError, printable
+from expressions import UserError
+from expressions.cli import escape_unprintable
 
 try:
     import resource
@@ -165,4 +166,4 @@ def work(workers, tasks, urgent):
 
 def last_line(error):
     """What an exception says at its end, after what Ray tells of where it came from."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[-1])
+    return escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])

@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT
 
 import train
-from expressions import EMOTIONS, IMAGE_SIZE, UNCERTAIN, dataset, overlay, prepare, synthetic
+from expressions import EMOTIONS, IMAGE_SIZE, UNCERTAIN, dataset, overlay, synthetic
 from expressions.classifier import Classifier
-from expressions.faces import Box, crop
+from expressions.faces import Box
+from expressions.images import crop, preprocess_face
 
 MODULES = sorted((ROOT / "expressions").glob("*.py"))
 
@@ -60,14 +61,14 @@ def test_one_label_order_everywhere(data_folder, trained):
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 48, 1), (48, 48, 3), (48, 48, 4), (7, 200), (300, 310, 3), (1, 1)])
 def test_prepare_takes_any_picture(shape):
-    pixels = prepare(np.full(shape, 77, np.uint8))
+    pixels = preprocess_face(np.full(shape, 77, np.uint8))
     assert pixels.shape == (48, 48) and pixels.dtype == np.uint8
     assert (pixels == 77).all()
 
 
 def test_prepare_averages_when_it_shrinks():
     checkers = (np.indices((480, 480)).sum(axis=0) % 2 * 200).astype(np.uint8)
-    assert (prepare(checkers) == 100).all()
+    assert (preprocess_face(checkers) == 100).all()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -338,8 +338,8 @@ def test_nobody_waits_for_a_pipe(tmp_path, name):
 
 def test_a_file_that_vanishes_while_the_data_set_is_read(tmp_path, monkeypatch):
     last = folder(tmp_path) / "validation" / "sad" / "d.png"
-    read = dataset.read_picture
-    monkeypatch.setattr(dataset, "read_picture", lambda path: (last.unlink(missing_ok=True), read(path))[1])
+    read = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path: (last.unlink(missing_ok=True), read(path))[1])
     data = dataset.load(tmp_path)
     assert data.counts().loc["all"].tolist() == [2, 1] and any("d.png" in note for note in data.notes)
 

@@ -26,7 +26,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import train
 train.distribution.PATIENCE, train.distribution.SILENCE = 60, 10
 train.fastest_policy = lambda: "float32"
-train.generators = lambda recipe: (train.ImageDataGenerator(rescale=train.SCALE),) * 2
+train.generators = lambda recipe: (train.ImageDataGenerator(rescale=train.RESCALE),) * 2
 for name in ("FROM_SCRATCH", "FINE_TUNING"):
     setattr(train, name, getattr(train, name)._replace(learning_rate=1e-2))
 

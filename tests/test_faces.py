@@ -6,7 +6,8 @@ import pytest
 from conftest import ROOT
 
 from expressions import EMOTIONS, UserError, synthetic
-from expressions.faces import FaceDetector, Sighting, Tracker, crop
+from expressions.faces import FaceDetector, Sighting, Tracker
+from expressions.images import crop
 
 CASCADE = ROOT / "haarcascade_frontalface_default.xml"
 

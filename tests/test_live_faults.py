@@ -25,7 +25,8 @@ from test_live_sources import Camera
 import realtime_detect
 from expressions import EMOTIONS, UserError, synthetic, video
 from expressions.results import Summary, Table
-from expressions.video import Recording, Source, Window
+from expressions.video import Recording, Source
+from expressions.window import Window
 
 pytestmark = pytest.mark.faults
 needs_root = pytest.mark.skipif(not WITHOUT_PRIVILEGES or os.geteuid() != 0, reason="needs root, and Debian's setpriv")

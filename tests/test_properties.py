@@ -11,8 +11,10 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expressions import EMOTIONS, UNCERTAIN, UserError, classifier, dataset, decode, overlay, prepare, printable
-from expressions.faces import Box, Face, FaceDetector, Tracker, crop
+from expressions import EMOTIONS, UNCERTAIN, UserError, classifier, dataset, overlay
+from expressions.cli import escape_unprintable
+from expressions.faces import Box, Face, FaceDetector, Tracker
+from expressions.images import crop, decode_image, preprocess_face
 from expressions.results import Summary, Table
 from expressions.video import parse_size
 
@@ -46,14 +48,14 @@ def refused_or(read, *arguments):
 
 @given(st.text(st.characters()))
 def test_any_text_becomes_one_printable_line(text):
-    line = printable(text)
+    line = escape_unprintable(text)
     assert line.isprintable() and isinstance(line.encode(), bytes)
     assert not text.isprintable() or line == text
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([None, 1, 3, 4]))
 def test_any_picture_becomes_one_of_the_network(height, width, channels):
-    prepared = prepare(picture(height, width, channels))
+    prepared = preprocess_face(picture(height, width, channels))
     assert prepared.shape == (48, 48) and prepared.dtype == np.uint8
 
 
@@ -62,7 +64,7 @@ def test_any_bytes_are_a_picture_or_none(noise, place, ending):
     """Noise alone, and in the middle of a good file."""
     good = cv2.imencode(ending, picture(20, 20, 3))[1].tobytes()
     for data in (noise, good[:place] + noise + good[place:], good[:place] + noise):
-        image = decode(np.frombuffer(data, np.uint8))
+        image = decode_image(np.frombuffer(data, np.uint8))
         assert image is None or (image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3)
 
 

@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT, heed_ctrl_c
 
 from expressions import UserError
-from expressions.video import Recording, Source, Window, expand, parse_size
+from expressions.video import Recording, Source, expand, parse_size
+from expressions.window import Window
 
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="needs Debian's package ffmpeg"
@@ -398,7 +399,7 @@ def test_the_keys_of_a_window(tmp_path):
 import subprocess, sys, time
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from expressions.video import Window
+from expressions.window import Window
 picture = np.zeros((3000, 4000, 3), np.uint8)
 def xdotool(*words):
     return subprocess.run(["xdotool", *words], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,76 @@
+"""Run a command-line program: signals, closed terminals, and the one place where errors are shown."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from expressions import UserError
+
+
+def run(
+    program: str,
+    work: Callable[[Sequence[str] | None], int | None],
+    arguments: Sequence[str] | None = None,
+    disk_full: str | None = None,
+) -> int:
+    """Run `work(arguments)` as a program and show its errors, one line each on stderr.
+
+    SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. Characters that the terminal can't show are escaped.
+
+    Args:
+        program: Name of the script, the prefix of error messages.
+        work: The program. Returns its exit status, None for 0.
+        arguments: Command-line arguments; None for those of the process.
+        disk_full: Message to show instead of the system's when the disk is full.
+
+    Returns:
+        The exit status: of `work`; 2 after UserError and OSError; 130 after KeyboardInterrupt, for which `work` prints
+        its own message; 141 when nobody reads the output any more (`| head`).
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the parent process
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP; leave that as it is
+            signal.signal(number, signal.default_int_handler)
+    try:
+        status = _exit_status(program, work, arguments, disk_full)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):  # else Python reports the closed pipe when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141  # 128 + SIGPIPE, as a shell reports it for other programs
+
+
+def _exit_status(program, work, arguments, disk_full):
+    try:
+        return work(arguments) or 0
+    except BrokenPipeError:
+        raise
+    except (UserError, OSError) as error:
+        # HDF5 raises an OSError without errno, whose text has the number
+        full = getattr(error, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in str(error)
+        print_error(program, disk_full if full and disk_full else error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def print_error(program: str, error: Exception | str) -> None:
+    """Print `error` on stderr as one line, above a progress bar if there is one."""
+    tqdm.write(f"{program}: {escape_unprintable(error)}", file=sys.stderr)
+
+
+def escape_unprintable(text: object) -> str:
+    """Return str(text) as one line that is safe to print.
+
+    File names may hold line ends and terminal commands; all unprintable characters are replaced by their escapes.
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))

@@ -1,0 +1,74 @@
+"""Write files so that a crash leaves no half of one, lock them, and silence libraries."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from expressions import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write to; rename it to `path` at the end of the `with` block.
+
+    If the block raises, the temporary file is removed, and what was at `path` stays.
+
+    Args:
+        path: The file to write or replace.
+        partial: The temporary path, in the same file system. Default: NAME.partial.SUFFIX; give a unique one where
+            several processes may write the same file at once.
+    """
+    partial = partial or path.with_suffix(f".partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def lock_file(file: IO, name: object) -> None:
+    """Lock an open file against other runs of the program, until it is closed or the process ends.
+
+    The lock is on the file itself, so no lock file is left beside it. On a file system without locks, and on Windows,
+    this does nothing.
+
+    Args:
+        file: The open file. It is closed if another process holds the lock.
+        name: How to name the file in the error message.
+
+    Raises:
+        UserError: Another process holds the lock.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{name}: another program is writing it; choose another name") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+@contextlib.contextmanager
+def suppress_output() -> Iterator[None]:
+    """Discard what is written to stdout and stderr within the `with` block, also by libraries written in C."""
+    copies = {}
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):  # closed by the parent process
+            copies[stream] = os.dup(stream)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        for stream in copies:
+            os.dup2(nowhere.fileno(), stream)
+        try:
+            yield
+        finally:
+            for stream, copy in copies.items():
+                os.dup2(copy, stream)
+                os.close(copy)

@@ -1,0 +1,88 @@
+"""Image files and faces: read an image, crop a face, and turn it into the network's pixels."""
+
+import os
+
+import cv2
+import numpy as np
+
+from expressions import IMAGE_SIZE, MAX_IMAGE_BYTES
+from expressions.files import suppress_output
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray | None:
+    """Read an image file.
+
+    Returns:
+        As `decode_image`; also None for a file of more than MAX_IMAGE_BYTES.
+
+    Raises:
+        OSError: The file can't be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    return decode_image(np.frombuffer(data, np.uint8)) if len(data) <= MAX_IMAGE_BYTES else None
+
+
+def decode_image(data: np.ndarray) -> np.ndarray | None:
+    """Decode an image.
+
+    Args:
+        data: The content of an image file, uint8 (bytes,).
+
+    Returns:
+        BGR uint8 (height, width, 3); None if OpenCV can't decode it or it has more than MAX_IMAGE_PIXELS. The image is
+        turned upright by its EXIF orientation, unless it has an alpha channel. Transparent parts become white, as in
+        most viewers.
+    """
+    try:
+        with suppress_output():  # libraries that OpenCV uses complain on the screen
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            layers = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if image is not None else None
+    except cv2.error:  # nothing in it, or too much
+        return None
+    if layers is None or layers.ndim < 3 or layers.shape[2] < 4:
+        return image
+    if layers.dtype == np.uint16:
+        layers = cv2.convertScaleAbs(layers, alpha=255 / 65535)
+    opacity = cv2.merge([layers[:, :, 3]] * 3)
+    return cv2.add(cv2.multiply(layers[:, :, :3], opacity, scale=1 / 255), 255 - opacity)
+
+
+def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Turn an image of a face into the network's pixels; training and webcam both use this.
+
+    Args:
+        image: uint8, gray (height, width) or (height, width, 1), BGR (height, width, 3) or BGRA (height, width, 4).
+        size: Width and height of the result in pixels.
+
+    Returns:
+        Gray uint8 (size, size). A gray image of that size comes back bit for bit.
+    """
+    if image.ndim == 3:
+        if image.shape[2] == 1:
+            image = image[:, :, 0]
+        else:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if image.shape[2] == 3 else cv2.COLOR_BGRA2GRAY)
+    if image.shape != (size, size):
+        # averaging avoids aliasing where a large face shrinks; a small one is interpolated
+        shrinks = min(image.shape) > size
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(image, dtype=np.uint8)
+
+
+def crop(frame: np.ndarray, box) -> np.ndarray:
+    """Cut a box out of a frame.
+
+    Args:
+        frame: (height, width) or (height, width, channels).
+        box: Has x, y, width and height in pixels; see `inference.tracker.Box`. It may reach out of the frame.
+
+    Returns:
+        (box.height, box.width) and the frame's channels: a view; where the box reaches out of the frame a copy, in
+        which the frame's border is repeated, as augmentation does in training.
+    """
+    height, width = frame.shape[:2]
+    rows, columns = np.arange(box.y, box.y + box.height), np.arange(box.x, box.x + box.width)
+    if rows[0] >= 0 and columns[0] >= 0 and rows[-1] < height and columns[-1] < width:
+        return frame[box.y : box.y + box.height, box.x : box.x + box.width]
+    return frame[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
