@@ -24,19 +24,18 @@ from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
-from expressions import UserError, cli, compiled, overlay, workers  # before OpenCV: bounds it
+from expressions import UserError, cli, compiled  # before OpenCV: bounds it
 from expressions.cli import escape_unprintable
 from expressions.files import atomic_write
+from expressions.inference import overlay, workers
 
 # isort: split
 import cv2
 from tqdm import tqdm
 
 from expressions.classifier import Classifier
-from expressions.faces import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker
 from expressions.images import crop
-from expressions.results import Index, ParquetTable, Summary, Table, keep, kept
-from expressions.video import (
+from expressions.inference.sources import (
     CODECS,
     Frame,
     Recording,
@@ -48,6 +47,8 @@ from expressions.video import (
     parse_size,
     place_of_result,
 )
+from expressions.inference.tables import Index, ParquetTable, Summary, Table, keep, kept
+from expressions.inference.tracker import OVERLAP, PART, Box, Face, FaceDetector, Numbering, Tracker
 from expressions.window import Window, has_display
 
 PROGRAM = "realtime_detect.py"
@@ -95,7 +96,7 @@ class Labeller:
         return Tracker(self.detector, self.labels)
 
     def label(self, image, seconds=None):
-        """Find and label the faces in a picture, BGR uint8 (height, width, 3). Returns a list of `faces.Face`.
+        """Find and label the faces in a picture, BGR uint8 (height, width, 3). Returns a list of `tracker.Face`.
 
         seconds: when it was taken, in a film; then faces are followed and their labels steadied from one to the next.
         """
@@ -113,7 +114,7 @@ class Labeller:
         return self.numbering.name(faces)
 
     def follow(self, tracker, gray, seconds):
-        """What one tracker sees in a frame, gray uint8 (height, width): a list of `faces.Face` with its own numbers."""
+        """What one tracker sees in one frame, gray uint8 (height, width): a list of `Face`, numbered by it."""
         tracks = tracker.find(gray, seconds or 0.0)
         crops = []
         for track in tracker.due(tracks):

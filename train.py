@@ -35,13 +35,14 @@ with suppress_output():  # TensorFlow's greeting
     import keras
     from keras import callbacks, layers
 
-from expressions import EMOTIONS, IMAGE_SIZE, RESCALE, UserError, cli, dataset, distribution, report, synthetic
-from expressions.augmentation import Ahead, ImageDataGenerator, OpenCVImageDataGenerator, erase
-from expressions.checkpoint import Backup, BestModel, Stopwatch, WeightAverage, run_folder
+from expressions import EMOTIONS, IMAGE_SIZE, RESCALE, UserError, cli
 from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
 from expressions.cli import escape_unprintable
 from expressions.files import atomic_write
-from expressions.targets import label_outputs, loss_and_accuracy, targets, votes_layer
+from expressions.training import dataset, distributed, report, synthetic
+from expressions.training.augmentation import Ahead, ImageDataGenerator, OpenCVImageDataGenerator, erase
+from expressions.training.callbacks import Backup, BestModel, Stopwatch, WeightAverage, run_folder
+from expressions.training.targets import label_outputs, loss_and_accuracy, targets, votes_layer
 from expressions.window import show_image
 
 HERE = Path(__file__).resolve().parent
@@ -167,7 +168,7 @@ def run(arguments):
         if options.evaluate:
             evaluate(options)
         else:
-            with distribution.joined() as process:
+            with distributed.joined() as process:
                 data = load_data(options)
                 with run_folder(options.model) if process == 0 else contextlib.nullcontext(Path()) as folder:
                     train(data, options, folder, process)
@@ -291,7 +292,7 @@ def train(data, options, folder, process):
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
     settings |= {"epochs": options.epochs, "data": data.fingerprint()}
     settings |= {"teachers": list(map(sha256, options.teacher)), "start": options.start and sha256(options.start)}
-    distribution.agree(settings | {"--resume": options.resume})
+    distributed.agree(settings | {"--resume": options.resume})
     average = WeightAverage(train_images.x) if options.start else None
     remembering = [BestModel(best)]
     if not options.start:  # else validation loss tells nothing: what is learned by heart makes the network too sure
@@ -299,9 +300,9 @@ def train(data, options, folder, process):
             callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
             callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),
         ]
-    train_share = distribution.shared(train_images, "--batch-size")
+    train_share = distributed.shared(train_images, "--batch-size")
     backup = Backup(
-        folder / "state.npz", settings, remembering, history, train_share, average, first, distribution.of_first
+        folder / "state.npz", settings, remembering, history, train_share, average, first, distributed.of_first
     )
 
     # a run that goes on computes as it began
@@ -309,9 +310,9 @@ def train(data, options, folder, process):
     if state:
         policy = state[0]["settings"].get("precision")
     else:
-        policy = distribution.of_first(lambda: fastest_policy().encode()).decode()
+        policy = distributed.of_first(lambda: fastest_policy().encode()).decode()
     settings["precision"] = policy
-    with distribution.all_devices():
+    with distributed.all_devices():
         keras.config.set_dtype_policy(policy)
         network = NETWORKS[options.network](train_images.y.shape[1], activation=None)
         keras.config.set_dtype_policy("float32")
@@ -341,17 +342,17 @@ def train(data, options, folder, process):
         )
         writing = [callbacks.CSVLogger(history, append=True), remembering[0]] if first else []
         steps = [callbacks.TerminateOnNaN(), Stopwatch(), schedule, *filter(None, [average]), *writing]
-        stop = distribution.StopBetweenSteps()
+        stop = distributed.StopBetweenSteps()
         steps += [*remembering[1:], backup, stop]
         try:
             if not ended and epochs_done < options.epochs:
                 # what a step keeps of each layer, tried here: short of memory, TensorFlow may crash or be killed
-                images = min(options.batch_size, len(train_images.x)) // distribution.place()[0]
+                images = min(options.batch_size, len(train_images.x)) // distributed.place()[0]
                 kept = sum(math.prod(layer.output.shape[1:]) for layer in network.layers)
                 np.empty((images, kept), "float32" if policy == "float32" else "float16")
                 network.fit(
                     Ahead(train_share),
-                    validation_data=Ahead(distribution.shared(validation_images)),
+                    validation_data=Ahead(distributed.shared(validation_images)),
                     epochs=options.epochs,
                     initial_epoch=epochs_done,
                     callbacks=steps,
@@ -392,7 +393,7 @@ def generators(recipe):
 
 
 def flow(generator, data, split, batch_size, teachers=()):
-    """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and their targets; see expressions/targets.py.
+    """Batches of images, float32 (n, 48, 48, 1) in [0, 1], and their targets; see expressions/training/targets.py.
 
     What the models that `teachers` names say is mixed into the labels (Hinton et al. 2015, arXiv:1503.02531)."""
     images, classes = data.splits[split].images, len(data.labels)

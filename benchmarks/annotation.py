@@ -30,9 +30,10 @@ import cv2
 import numpy as np
 from faces import RATE, film, pictures_of_faces
 
-from expressions import UserError, workers
-from expressions.results import Index
-from expressions.video import Source
+from expressions import UserError
+from expressions.inference import workers
+from expressions.inference.sources import Source
+from expressions.inference.tables import Index
 
 SIZE, FILMS, ROUNDS = (640, 480), 8, 3
 

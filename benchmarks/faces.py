@@ -22,8 +22,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from expressions import EMOTIONS, UserError, dataset, synthetic
-from expressions.faces import WORKING_SIDE, FaceDetector, Tracker
+from expressions import EMOTIONS, UserError
+from expressions.inference.tracker import WORKING_SIDE, FaceDetector, Tracker
+from expressions.training import dataset, synthetic
 
 CASCADE = ROOT / "haarcascade_frontalface_default.xml"
 RATE, FRAMES, APPEARS = 30, 60, 20  # frames a second, a film, before a new face

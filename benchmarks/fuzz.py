@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
-    from expressions import EMOTIONS, UserError, classifier, dataset
+    from expressions import EMOTIONS, UserError, classifier
+    from expressions.training import dataset
 
 import h5py
 import numpy as np

@@ -33,8 +33,9 @@ sys.path.insert(0, str(ROOT))
 
 from faces import RATE, film, pictures_of_faces
 
-from expressions import UserError, overlay
-from expressions.video import Source
+from expressions import UserError
+from expressions.inference import overlay
+from expressions.inference.sources import Source
 from realtime_detect import Labeller
 
 STARTS, RIVAL_EVERY = 5, 10

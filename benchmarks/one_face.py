@@ -26,8 +26,9 @@ def main():
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
-    from expressions import UserError, compiled, synthetic
+    from expressions import UserError, compiled
     from expressions.classifier import Classifier
+    from expressions.training import synthetic
 
     try:
         classifier = Classifier(options.model)

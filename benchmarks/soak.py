@@ -30,9 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import realtime_detect
-from expressions import UserError, synthetic
-from expressions.results import Summary, Table
-from expressions.video import Source
+from expressions import UserError
+from expressions.inference.sources import Source
+from expressions.inference.tables import Summary, Table
+from expressions.training import synthetic
 
 RATE = 20  # frames per second of the server
 SIZES = ((640, 480), (320, 240))

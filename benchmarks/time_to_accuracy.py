@@ -84,9 +84,10 @@ def measure(name, history, command, options):
 
 def train_classic(data, history):
     import train
-    from expressions import RESCALE, dataset
-    from expressions.augmentation import ImageDataGenerator
-    from expressions.checkpoint import Stopwatch
+    from expressions import RESCALE
+    from expressions.training import dataset
+    from expressions.training.augmentation import ImageDataGenerator
+    from expressions.training.callbacks import Stopwatch
     from train import callbacks, keras  # set up as in the program
 
     keras.utils.set_random_seed(0)

@@ -19,7 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from expressions import EMOTIONS, dataset, synthetic
+from expressions import EMOTIONS
+from expressions.training import dataset, synthetic
 from train import keras  # set up as in the program
 
 IMAGES_IN_FER2013 = 28_218  # train split, without those that stand in validation too

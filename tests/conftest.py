@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 import pytest
 
-from expressions import EMOTIONS, synthetic
+from expressions import EMOTIONS
+from expressions.training import synthetic
 
 CACHE = tempfile.TemporaryDirectory()  # in the place of the user's own
 os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), CACHE.name)

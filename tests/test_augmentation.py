@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from expressions import synthetic
-from expressions.augmentation import Ahead, OpenCVImageDataGenerator, erase
+from expressions.training import synthetic
+from expressions.training.augmentation import Ahead, OpenCVImageDataGenerator, erase
 
 REST = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": False}
 

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from expressions import EMOTIONS, UserError, synthetic
+from expressions import EMOTIONS, UserError
 from expressions.classifier import Classifier, halve, read_facts, write_facts, write_votes
+from expressions.training import synthetic
 
 FACTS = {"labels": list(EMOTIONS), "scaling": "unit"}
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from expressions import compiled, synthetic
+from expressions import compiled
 from expressions.classifier import Classifier, write_facts, write_votes
+from expressions.training import synthetic
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from conftest import ROOT, WITHOUT_PRIVILEGES, write_data
 from PIL import Image
 
 import train
-from expressions import EMOTIONS, IMAGE_SIZE, dataset, report
+from expressions import EMOTIONS, IMAGE_SIZE
+from expressions.training import dataset, report
 
 pytestmark = pytest.mark.faults
 
@@ -348,7 +349,8 @@ def test_a_file_that_vanishes_while_the_data_set_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("what", ["train/sad", "train/sad/b.png", "."])
 def test_without_permission(tmp_path, what):
     data = folder(tmp_path / "data", ["train/happy/a.png", "train/sad/b.png", "train/sad/c.png", "val/sad/d.png"])
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from expressions import UserError, dataset\n"
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n"
+    code += "from expressions import UserError; from expressions.training import dataset\n"
     code += "try: print(dataset.load(sys.argv[2]).notes)\nexcept UserError as error: print(error)"
     words = [*WITHOUT_PRIVILEGES, sys.executable, "-c", code, str(ROOT), str(data)]
     (data / what).chmod(0)

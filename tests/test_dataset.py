@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import write_data
 
-from expressions import EMOTIONS, UserError, dataset, synthetic
+from expressions import EMOTIONS, UserError
+from expressions.training import dataset, synthetic
 
 
 def counts(data):

@@ -14,8 +14,9 @@ import pytest
 from conftest import ROOT, heed_ctrl_c, wait_for
 
 import train
-from expressions import UserError, distribution
+from expressions import UserError
 from expressions.classifier import Classifier
+from expressions.training import distributed
 
 pytest.importorskip("jax")
 
@@ -24,7 +25,7 @@ PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import train
-train.distribution.PATIENCE, train.distribution.SILENCE = 60, 10
+train.distributed.PATIENCE, train.distributed.SILENCE = 60, 10
 train.fastest_policy = lambda: "float32"
 train.generators = lambda recipe: (train.ImageDataGenerator(rescale=train.RESCALE),) * 2
 for name in ("FROM_SCRATCH", "FINE_TUNING"):
@@ -56,13 +57,13 @@ def start(tmp_path_factory):
         }
         if processes > 1:
             with socket.create_server(("127.0.0.1", 0)) as free:
-                environment[distribution.ADDRESSES] = f"127.0.0.1:{free.getsockname()[1]}"
-            environment[distribution.COUNT] = str(processes)
+                environment[distributed.ADDRESSES] = f"127.0.0.1:{free.getsockname()[1]}"
+            environment[distributed.COUNT] = str(processes)
         command = [sys.executable, "-c", PROGRAM + before + "sys.exit(train.main())", *map(str, arguments)]
         begun = [
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
-                env=environment | {distribution.NUMBER: str(number)} if processes > 1 else environment,
+                env=environment | {distributed.NUMBER: str(number)} if processes > 1 else environment,
             )
             for number in (numbers or range(processes))
         ]  # fmt: skip
@@ -152,11 +153,11 @@ def test_a_run_goes_on_after_a_process_was_lost_and_stops_as_one(start, data_fol
 
 def shares(monkeypatch, images, count, devices, epoch=0):
     """For each of `count` processes the batches that it reads of an epoch."""
-    monkeypatch.setattr(distribution, "devices", lambda: devices)
+    monkeypatch.setattr(distributed, "devices", lambda: devices)
     read = []
     for number in range(count):
-        monkeypatch.setattr(distribution, "place", lambda number=number: (count, number, None))
-        share = distribution.shared(images)
+        monkeypatch.setattr(distributed, "place", lambda number=number: (count, number, None))
+        share = distributed.shared(images)
         np.random.seed([3, epoch])  # as Backup does
         share.on_epoch_end()
         read.append([share[index] for index in range(len(share))])
@@ -213,10 +214,10 @@ def test_augmentation_differs_by_process_and_epoch_and_comes_again(monkeypatch):
 
 
 def test_on_one_device_nothing_changes(monkeypatch):
-    monkeypatch.setattr(distribution, "devices", lambda: 1)
+    monkeypatch.setattr(distributed, "devices", lambda: 1)
     images = numbered(5, 2)
-    assert distribution.shared(images, "--batch-size") is images
-    assert distribution.of_first(lambda: b"mine") == b"mine"
+    assert distributed.shared(images, "--batch-size") is images
+    assert distributed.of_first(lambda: b"mine") == b"mine"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_on_one_device_nothing_changes(monkeypatch):
 )
 def test_what_the_environment_can_get_wrong(monkeypatch, capsys, data_folder, address, count, number, words):
     for name, value in zip(("ADDRESSES", "COUNT", "NUMBER"), (address, count, number), strict=True):
-        monkeypatch.setenv(getattr(distribution, name), value)
+        monkeypatch.setenv(getattr(distributed, name), value)
     monkeypatch.setattr(train.keras.config, "backend", lambda: "tensorflow")
     assert train.main(["--data", str(data_folder)]) == 2
     said = capsys.readouterr()
@@ -243,23 +244,23 @@ def test_what_the_environment_can_get_wrong(monkeypatch, capsys, data_folder, ad
 
 
 def test_a_batch_that_cant_be_divided(monkeypatch):
-    monkeypatch.setattr(distribution, "devices", lambda: 3)
+    monkeypatch.setattr(distributed, "devices", lambda: 3)
     with pytest.raises(UserError, match="--batch-size 64: can't be divided among 3 devices; give 63"):
-        distribution.shared(numbered(5, 64), "--batch-size")
-    assert len(distribution.shared(numbered(128, 64))) == 2  # validation's size is nobody's choice
+        distributed.shared(numbered(5, 64), "--batch-size")
+    assert len(distributed.shared(numbered(128, 64))) == 2  # validation's size is nobody's choice
 
 
 def test_a_process_of_another_run_is_told_so(monkeypatch):
-    monkeypatch.setattr(distribution, "of_first", lambda content: b'{"seed": 1, "data": "a", "start": null}')
-    distribution.agree({"seed": 1, "data": "a", "start": None})
+    monkeypatch.setattr(distributed, "of_first", lambda content: b'{"seed": 1, "data": "a", "start": null}')
+    distributed.agree({"seed": 1, "data": "a", "start": None})
     with pytest.raises(UserError, match=r"\(seed is 1 there, data is a there\)"):
-        distribution.agree({"seed": 0, "data": "b", "start": None})
+        distributed.agree({"seed": 0, "data": "b", "start": None})
 
 
 def test_nobody_answers(start, data_folder, tmp_path):
     arguments = words(data_folder, tmp_path / "model.h5")
     for number in (0, 1):  # the first waits in vain as well
-        wait = "train.distribution.PATIENCE = 2; "
+        wait = "train.distributed.PATIENCE = 2; "
         [(status, _, error)] = ended(start(*arguments, processes=2, numbers=[number], before=wait), 60)
         assert status == 2 and re.fullmatch(
             r"train.py: KERAS_DISTRIBUTION_JOB_ADDRESSES 127.0.0.1:\d+: 2 processes have not come .*\n", error

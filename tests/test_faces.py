@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from expressions import EMOTIONS, UserError, synthetic
-from expressions.faces import FaceDetector, Sighting, Tracker
+from expressions import EMOTIONS, UserError
 from expressions.images import crop
+from expressions.inference.tracker import FaceDetector, Sighting, Tracker
+from expressions.training import synthetic
 
 CASCADE = ROOT / "haarcascade_frontalface_default.xml"
 

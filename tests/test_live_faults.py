@@ -23,9 +23,11 @@ from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, read_rows, 
 from test_live_sources import Camera
 
 import realtime_detect
-from expressions import EMOTIONS, UserError, synthetic, video
-from expressions.results import Summary, Table
-from expressions.video import Recording, Source
+from expressions import EMOTIONS, UserError
+from expressions.inference import sources
+from expressions.inference.sources import Recording, Source
+from expressions.inference.tables import Summary, Table
+from expressions.training import synthetic
 from expressions.window import Window
 
 pytestmark = pytest.mark.faults
@@ -164,7 +166,7 @@ def test_a_film_of_huge_frames_is_not_unpacked(tmp_path):
     """16,000 x 16,000 pixels, which took 2.5 GB."""
     (tmp_path / "film.gif").write_bytes(gif(16000, 16000))
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom expressions.video import Source\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom expressions.inference.sources import Source\n"
         f"try: Source({str(tmp_path / 'film.gif')!r})\nfinally: print(open('/proc/self/status').read())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -382,8 +384,8 @@ def camera():
 
 
 def test_what_was_seen_before_a_stream_was_lost_is_kept(detect, tmp_path, camera, monkeypatch):
-    monkeypatch.setattr(video, "LOST_AFTER", 0.7)
-    monkeypatch.setattr(video, "STALLED_AFTER", 0.3)
+    monkeypatch.setattr(sources, "LOST_AFTER", 0.7)
+    monkeypatch.setattr(sources, "STALLED_AFTER", 0.3)
     names = "out.mp4", "seen.csv", "timeline.png"
     save, table, timeline = (tmp_path / name for name in names)
     result = detect("--source", camera.address("stops"), "--save", save, "--csv", table, "--summary", timeline)

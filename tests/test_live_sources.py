@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, heed_ctrl_c, write_film
 
-from expressions import UserError, video
-from expressions.video import Recording, Source
+from expressions import UserError
+from expressions.inference import sources
+from expressions.inference.sources import Recording, Source
 
 VIDEO_CAPTURE = cv2.VideoCapture
 RATE = 30  # frames per second of the server
@@ -113,8 +114,8 @@ def camera():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(video, "LOST_AFTER", 0.7)
-    monkeypatch.setattr(video, "STALLED_AFTER", 0.3)
+    monkeypatch.setattr(sources, "LOST_AFTER", 0.7)
+    monkeypatch.setattr(sources, "STALLED_AFTER", 0.3)
 
 
 def test_the_lag_of_a_slow_program_does_not_grow(camera, monkeypatch):
@@ -232,7 +233,7 @@ def test_ctrl_c_ends_a_program_whose_stream_stalls(camera, way):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from expressions.video import Source
+from expressions.inference.sources import Source
 print("on", flush=True)
 with Source({camera.address(way)!r}) as source:
     for frame in source:
@@ -304,7 +305,7 @@ def rtsp_server():
 def test_an_rtsp_stream(rtsp_server, monkeypatch):
     process, address = rtsp_server
     with pytest.raises(UserError, match="lost, and not back"), Source(address) as source:
-        monkeypatch.setattr(video, "LOST_AFTER", 0.5)
+        monkeypatch.setattr(sources, "LOST_AFTER", 0.5)
         assert source.live
         for frame in source:
             if frame.number == 30:  # FFmpeg hands out at once what came while it looked at the stream
@@ -378,7 +379,7 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
 
 @pytest.mark.faults
 def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "LOST_AFTER", 1)
+    monkeypatch.setattr(sources, "LOST_AFTER", 1)
     plugged.plugged = [5, 0, 0, 5]
     with pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds"), Source("0") as source:
         with Recording(tmp_path / "out.avi", source) as recording:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from expressions import EMOTIONS, UNCERTAIN, overlay
-from expressions.faces import Box, Face
+from expressions import EMOTIONS, UNCERTAIN
+from expressions.inference import overlay
+from expressions.inference.tracker import Box, Face
 
 
 @pytest.mark.parametrize("size", [(240, 320), (480, 640), (1080, 1920), (120, 160)])

@@ -11,12 +11,14 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expressions import EMOTIONS, UNCERTAIN, UserError, classifier, dataset, overlay
+from expressions import EMOTIONS, UNCERTAIN, UserError, classifier
 from expressions.cli import escape_unprintable
-from expressions.faces import Box, Face, FaceDetector, Tracker
 from expressions.images import crop, decode_image, preprocess_face
-from expressions.results import Summary, Table
-from expressions.video import parse_size
+from expressions.inference import overlay
+from expressions.inference.sources import parse_size
+from expressions.inference.tables import Summary, Table
+from expressions.inference.tracker import Box, Face, FaceDetector, Tracker
+from expressions.training import dataset
 
 pytestmark = pytest.mark.faults
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

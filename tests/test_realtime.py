@@ -17,9 +17,10 @@ import pytest
 from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write_film
 
 import realtime_detect
-from expressions import EMOTIONS, overlay
+from expressions import EMOTIONS
 from expressions.classifier import write_facts
-from expressions.video import Source
+from expressions.inference import overlay
+from expressions.inference.sources import Source
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expressions import EMOTIONS, UserError, dataset, report, synthetic
+from expressions import EMOTIONS, UserError
+from expressions.training import dataset, report, synthetic
 
 LABELS = ("cat", "dog", "emu")
 TRUTH = np.array([0, 0, 0, 0, 1, 1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from expressions import EMOTIONS, UserError
-from expressions.results import COLUMNS, Summary, Table
+from expressions.inference.tables import COLUMNS, Summary, Table
 
 
 class Frame(NamedTuple):

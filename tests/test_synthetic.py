@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from expressions import EMOTIONS, synthetic
+from expressions import EMOTIONS
+from expressions.training import synthetic
 
 
 def test_the_seed_decides_every_pixel():

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from expressions import dataset, targets
+from expressions.training import dataset, targets
 
 
 def test_the_loss_counts_votes_and_an_image_without_votes_by_its_label_alone():

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from expressions import EMOTIONS, UNCERTAIN, synthetic
-from expressions.faces import FaceDetector, Tracker
+from expressions import EMOTIONS, UNCERTAIN
+from expressions.inference.tracker import FaceDetector, Tracker
+from expressions.training import synthetic
 
 RATE, SIDE = 30, 120  # frames a second; pixels of a face
 LABELS = ("angry", "happy", "sad")

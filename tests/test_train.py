@@ -148,7 +148,7 @@ def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
 
     network = train.keras.Sequential([train.keras.Input((1,)), train.layers.Dense(1)])
     network.compile("sgd", "mse")
-    numbers, stop = np.ones((6, 1)), train.distribution.StopBetweenSteps()
+    numbers, stop = np.ones((6, 1)), train.distributed.StopBetweenSteps()
     with pytest.raises(KeyboardInterrupt):
         network.fit(
             numbers,
@@ -162,7 +162,7 @@ def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)  # asked again, when the next step may never come
 
-    stop = train.distribution.StopBetweenSteps()
+    stop = train.distributed.StopBetweenSteps()
     stop.on_train_begin()
     stop.give_back()
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

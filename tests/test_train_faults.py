@@ -17,8 +17,8 @@ import pytest
 from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, wait_for, write_data
 
 import train
-from expressions.checkpoint import run_folder
 from expressions.classifier import Classifier
+from expressions.training.callbacks import run_folder
 
 pytestmark = pytest.mark.faults
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, heed_ctrl_c
 
 from expressions import UserError
-from expressions.video import Recording, Source, expand, parse_size
+from expressions.inference.sources import Recording, Source, expand, parse_size
 from expressions.window import Window
 
 needs_ffmpeg = pytest.mark.skipif(
@@ -335,7 +335,7 @@ def write_until(path, end):
 import sys, time, types
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from expressions.video import Recording
+from expressions.inference.sources import Recording
 source = types.SimpleNamespace(still=False, rate=10, seconds=0.0, address="")
 random = np.random.default_rng(0)
 with Recording({str(path)!r}, source, overwrite=True) as recording:

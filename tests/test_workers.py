@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write_film
 
-from expressions import UserError, synthetic, workers
-from expressions.faces import OVERLAP, PART, Box, Face, Numbering
-from expressions.results import Index
-from expressions.video import Source
+from expressions import UserError
+from expressions.inference import workers
+from expressions.inference.sources import Source
+from expressions.inference.tables import Index
+from expressions.inference.tracker import OVERLAP, PART, Box, Face, Numbering
+from expressions.training import synthetic
 
 RATE = 10
 OTHERS = ",".join([*Index.COLUMNS, "made_by"]) + "\n" + "x," * len(Index.COLUMNS) + "others\n"  # an index

@@ -1,0 +1,1 @@
+"""Everything that only realtime_detect.py needs. It may not import from `expressions.training`."""
