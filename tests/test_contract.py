@@ -1,21 +1,16 @@
-"""The promises that hold the parts together: one label order, one way to the network's input, a star of modules."""
-
-import ast
-import subprocess
-import sys
+"""What training and the webcam agree on: one label order, one way to the network's input."""
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import train
-from expressions import EMOTIONS, IMAGE_SIZE, UNCERTAIN, dataset, overlay, synthetic
+from expressions import EMOTIONS, IMAGE_SIZE, UNCERTAIN
 from expressions.classifier import Classifier
-from expressions.faces import Box
 from expressions.images import crop, preprocess_face
-
-MODULES = sorted((ROOT / "expressions").glob("*.py"))
+from expressions.inference import overlay
+from expressions.inference.tracker import Box
+from expressions.training import dataset, synthetic
 
 
 def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tensor_bit_for_bit(data_folder, trained):
@@ -60,39 +55,12 @@ def test_one_label_order_everywhere(data_folder, trained):
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 48, 1), (48, 48, 3), (48, 48, 4), (7, 200), (300, 310, 3), (1, 1)])
-def test_prepare_takes_any_picture(shape):
+def test_preprocess_face_takes_any_picture(shape):
     pixels = preprocess_face(np.full(shape, 77, np.uint8))
     assert pixels.shape == (48, 48) and pixels.dtype == np.uint8
     assert (pixels == 77).all()
 
 
-def test_prepare_averages_when_it_shrinks():
+def test_preprocess_face_averages_when_it_shrinks():
     checkers = (np.indices((480, 480)).sum(axis=0) % 2 * 200).astype(np.uint8)
     assert (preprocess_face(checkers) == 100).all()
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_modules_import_the_contract_and_never_one_another(path):
-    siblings = {module.stem for module in MODULES}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and not node.module.startswith("expressions.")
-            if node.module == "expressions":
-                assert not siblings & {name.name for name in node.names}
-        elif isinstance(node, ast.Import):
-            assert not any(name.name.split(".")[0] == "expressions" for name in node.names)
-
-
-def imported(module):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-
-
-def test_faces_video_and_overlay_need_no_deep_learning_framework():
-    for module in ("faces", "video", "overlay", "results", "compiled", "classifier", "synthetic", "dataset"):
-        assert not imported(f"expressions.{module}") & {"keras", "tensorflow", "torch", "jax"}
-
-
-def test_the_webcam_loads_nothing_that_only_training_needs():
-    unneeded = {"seaborn", "matplotlib", "pandas", "keras", "expressions.dataset", "expressions.report", "train"}
-    assert not imported("realtime_detect") & unneeded
