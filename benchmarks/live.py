@@ -35,8 +35,8 @@ from faces import RATE, film, pictures_of_faces
 
 from expressions import UserError
 from expressions.inference import overlay
+from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.inference.sources import Source
-from realtime_detect import Labeller
 
 STARTS, RIVAL_EVERY = 5, 10
 
@@ -49,7 +49,7 @@ def main():
     options = parser.parse_args()
     cv2.setNumThreads(1)
     try:
-        pictures, labeller = pictures_of_faces(options.data), Labeller()
+        pictures, recognizer = pictures_of_faces(options.data), ExpressionRecognizer()
     except UserError as error:
         parser.error(str(error))
     random = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def main():
                 ours, theirs, seen = [], [], []
                 for _ in range(options.films):
                     write(film(pictures[random.choice(len(pictures), count, replace=False)], size, random), path, size)
-                    watch(path, labeller, ours, seen, theirs)
+                    watch(path, recognizer, ours, seen, theirs)
                 print(
                     f"{size[0]}x{size[1]}, {count} faces ({statistics.mean(seen):.1f} seen): {quantiles(ours)}"
                     + (
@@ -73,7 +73,7 @@ def main():
         starts = [seconds_to_first_row(path, Path(folder) / f"{index}.csv") for index in range(STARTS)]
         print(f"first labelled frame {statistics.median(starts):.2f} s after the command (median of {STARTS})")
         if options.frames:
-            watch_long(path, labeller, options.frames)
+            watch_long(path, recognizer, options.frames)
 
 
 def write(frames, path, size):
@@ -83,10 +83,10 @@ def write(frames, path, size):
     writer.release()
 
 
-def watch(path, labeller, ours, seen, theirs):
+def watch(path, recognizer, ours, seen, theirs):
     """Add the milliseconds of each frame to `ours`, the number of its faces to `seen`, and fer's to `theirs`."""
     rival = load_rival()
-    labeller.start()
+    recognizer.reset()
     with Source(path) as source:
         frames, number = iter(source), 0
         while True:
@@ -94,7 +94,7 @@ def watch(path, labeller, ours, seen, theirs):
             frame = next(frames, None)
             if frame is None:
                 return
-            faces = labeller.label(frame.image, frame.seconds)
+            faces = recognizer.recognize(frame.image, frame.seconds)
             overlay.draw(frame.image, faces)
             ours.append(1000 * (time.perf_counter() - began))
             seen.append(len(faces))
@@ -135,16 +135,16 @@ def seconds_to_first_row(film, table):
     return seconds
 
 
-def watch_long(path, labeller, frames):
+def watch_long(path, recognizer, frames):
     """Label the frames of a film over and over; print time and memory of the first and the last thousand."""
     with Source(path) as source:
         pictures = [frame.image for frame in source]
-    labeller.start()
+    recognizer.reset()
     milliseconds, memory = [], []
     for number in range(frames):
         began = time.perf_counter()
         picture = pictures[number % len(pictures)]
-        overlay.draw(picture, labeller.label(picture, number / RATE))
+        overlay.draw(picture, recognizer.recognize(picture, number / RATE))
         milliseconds.append(1000 * (time.perf_counter() - began))
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kilobytes on Linux
     for name, part in (("first", slice(1000)), ("last", slice(-1000, None))):

@@ -77,14 +77,16 @@ def soak(address, folder, account, minutes):
     save = Path(folder) / "annotated.mp4"
     options = realtime_detect.parse(["--source", address, "--save", str(save), "--overwrite"])
     options.sources = set()
-    labeller, summary, meter = realtime_detect.Labeller(), Summary(), Meter(account)
+    recognizer, summary, meter = realtime_detect.ExpressionRecognizer(), Summary(), Meter(account)
     with ExitStack() as stack:
-        tables = [stack.enter_context(Table(f"{folder}/seen.{ending}", labeller.labels)) for ending in ("csv", "jsonl")]
+        tables = [
+            stack.enter_context(Table(f"{folder}/seen.{ending}", recognizer.labels)) for ending in ("csv", "jsonl")
+        ]
         for end in (1, minutes):
             meter.end = meter.began + 60 * end
             while time.monotonic() < meter.end:
                 try:
-                    realtime_detect.label_source(address, None, options, labeller, tables, summary, meter)
+                    realtime_detect.label_source(address, None, options, recognizer, tables, summary, meter)
                 except UserError as error:
                     if "lost, and not back" not in str(error) and "can't be opened" not in str(error):
                         raise

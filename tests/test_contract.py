@@ -9,7 +9,7 @@ from expressions import EMOTIONS, IMAGE_SIZE, UNCERTAIN
 from expressions.classifier import Classifier
 from expressions.images import crop, preprocess_face
 from expressions.inference import overlay
-from expressions.inference.tracker import Box
+from expressions.inference.types import Box
 from expressions.training import dataset, synthetic
 
 

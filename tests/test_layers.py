@@ -18,7 +18,7 @@ LAYERS = {
     "images": ["expressions.images"],
     "window": ["expressions.window"],
     "classifier": ["expressions.classifier", "expressions.compiled"],
-    "types": [],  # what several leaves of one wing pass to one another
+    "types": ["expressions.inference.types"],  # what several leaves of one wing pass to one another
     "leaves": [
         "expressions.training",
         "expressions.training.augmentation",
@@ -35,7 +35,8 @@ LAYERS = {
         "expressions.inference.tracker",
         "expressions.inference.workers",
     ],
-    "compositions": [],  # of the leaves of one wing
+    "recognizer": ["expressions.inference.recognizer"],
+    "compositions": ["expressions.inference.batch"],  # of the leaves of one wing
     "scripts": ["train", "realtime_detect"],
 }
 LEVELS = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

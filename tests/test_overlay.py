@@ -5,7 +5,7 @@ import pytest
 
 from expressions import EMOTIONS, UNCERTAIN
 from expressions.inference import overlay
-from expressions.inference.tracker import Box, Face
+from expressions.inference.types import Box, Face
 
 
 @pytest.mark.parametrize("size", [(240, 320), (480, 640), (1080, 1920), (120, 160)])
@@ -74,7 +74,7 @@ def test_number_and_confidence_are_written_and_an_uncertain_face_has_none():
         picture = overlay.draw(np.zeros((480, 640, 3), np.uint8), [face])
         return (picture[185:195] > 0).any(axis=(0, 2)).sum()
 
-    assert width(number=33) > width(number=3) and width(label=UNCERTAIN) < width(label="unnerving")
+    assert width(track_id=33) > width(track_id=3) and width(label=UNCERTAIN) < width(label="unnerving")
 
 
 @pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])

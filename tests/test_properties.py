@@ -17,7 +17,8 @@ from expressions.images import crop, decode_image, preprocess_face
 from expressions.inference import overlay
 from expressions.inference.sources import parse_size
 from expressions.inference.tables import Summary, Table
-from expressions.inference.tracker import Box, Face, FaceDetector, Tracker
+from expressions.inference.tracker import FaceDetector, Tracker
+from expressions.inference.types import Box, Face
 from expressions.training import dataset
 
 pytestmark = pytest.mark.faults
@@ -170,7 +171,7 @@ def test_a_tracker_takes_frames_of_any_size_at_any_time(detector, frames):
         tracks = tracker.find(gray, seconds)
         due = tracker.due(tracks)
         faces = tracker.judge(tracks, np.full((len(due), 7), 1 / 7, np.float32), seconds)
-        numbers = [face.number for face in faces]
+        numbers = [face.track_id for face in faces]
         assert len(set(numbers)) == len(numbers) and all(number > 0 for number in numbers)
         assert all(face.box.width > 0 and abs(face.probabilities.sum() - 1) < 1e-5 for face in faces)
 

@@ -18,7 +18,7 @@ from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write
 
 import realtime_detect
 from expressions import EMOTIONS
-from expressions.classifier import write_facts
+from expressions.classifier import Classifier, write_facts
 from expressions.inference import overlay
 from expressions.inference.sources import Source
 
@@ -56,7 +56,7 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
     monkeypatch.setattr(overlay, "draw", lambda frame, faces, labels: drawn.extend(faces) or frame)
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
-        realtime_detect.Classifier,
+        Classifier,
         "probabilities",
         lambda self, faces, mirrored, votes: np.tile(certain, (len(faces), 1)),
     )
@@ -160,7 +160,7 @@ def test_a_film_may_begin_at_any_time_and_jump(trained, frame):
     labeller = realtime_detect.Labeller(trained)
 
     def numbers(start):
-        return {face.number for step in range(10) for face in labeller.label(frame, start + step / 10)}
+        return {face.track_id for step in range(10) for face in labeller.recognize(frame, start + step / 10)}
 
     assert (numbers(0), numbers(1.7e9), numbers(1.7e9 + 59.5)) == ({1}, {2}, {3})
 

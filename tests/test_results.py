@@ -18,7 +18,7 @@ class Frame(NamedTuple):
 
 
 class Face(NamedTuple):
-    number: int
+    track_id: int
     label: str
     box: tuple = (1, 2, 30, 40)
     confidence: float = 0.5

@@ -14,10 +14,11 @@ import pytest
 from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write_film
 
 from expressions import UserError
-from expressions.inference import workers
+from expressions.inference import batch, workers
 from expressions.inference.sources import Source
 from expressions.inference.tables import Index
-from expressions.inference.tracker import OVERLAP, PART, Box, Face, Numbering
+from expressions.inference.tracker import OVERLAP, PART, Numbering
+from expressions.inference.types import Box, Face
 from expressions.training import synthetic
 
 RATE = 10
@@ -180,7 +181,6 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
 @pytest.mark.faults
 def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
     """Entered where frame 1 should come, frame 2 comes."""
-    import realtime_detect
 
     jumped = []
     original = cv2.VideoCapture
@@ -209,11 +209,11 @@ def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected
     job = (trained, None, False, results, ".csv", "x")
     try:
         for part in range(3):
-            assert realtime_detect.annotate_part(job, str(film), str(film), "long.csv", part) == 3
-        counts = realtime_detect.join_parts(job, str(film), str(film), "long.csv", 3)
+            assert batch.annotate_part(job, str(film), str(film), "long.csv", part) == 3
+        counts = batch.join_parts(job, str(film), str(film), "long.csv", 3)
     finally:
         cv2.setNumThreads(-1)
-        realtime_detect.hired_labeller.cache_clear()
+        batch.worker_recognizer.cache_clear()
     assert len(jumped) == 2 and counts[1] == (2 * PART + 5) * RATE
     assert read_rows(results / "long.csv") == expected["long.avi"]
     assert not list((results / ".parts").iterdir())
@@ -371,14 +371,14 @@ def test_people_keep_their_numbers_from_one_tracker_to_the_next():
     def seen(*places):
         return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
 
-    assert [face.number for face in numbering.name(seen((4, 0), (7, 200)))] == [1, 2]
+    assert [face.track_id for face in numbering.name(seen((4, 0), (7, 200)))] == [1, 2]
     for _ in range(3):  # they pass each other: for one frame the other one is there
         numbering.meet(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
     numbering.meet(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
     numbering.change()
-    assert [face.number for face in numbering.name(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
+    assert [face.track_id for face in numbering.name(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
     numbering.change()  # nobody was seen by both
-    assert [face.number for face in numbering.name(seen((1, 204)))] == [4]
+    assert [face.track_id for face in numbering.name(seen((1, 204)))] == [4]
 
 
 @pytest.mark.parametrize("name, codec", [("film.avi", "MJPG"), ("film.mp4", "mp4v"), ("film.webm", "VP80")])

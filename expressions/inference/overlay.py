@@ -40,7 +40,7 @@ def draw(frame, faces, labels=()):
     for face in faces:  # last, so that nothing covers a text
         sureness = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
         colour = COLOURS.get(face.label, OTHER_COLOUR)
-        write(picture, f"{face.number} {face.label}{sureness}", face.box[:2], scale, colour)
+        write(picture, f"{face.track_id} {face.label}{sureness}", face.box[:2], scale, colour)
     return picture
 
 

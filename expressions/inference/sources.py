@@ -10,14 +10,13 @@ import threading
 import time
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
-import numpy as np
 
 from expressions import MAX_IMAGE_PIXELS, UserError
 from expressions.files import lock_file, suppress_output
 from expressions.images import decode_image, read_image
+from expressions.inference.types import Frame
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
 
@@ -45,15 +44,6 @@ ADVICE = {
     "win32": "plug it in, close other programs that use it, let desktop apps use it (Settings, Privacy, Camera)",
     "darwin": "plug it in, let the terminal use it (System Settings, Privacy & Security, Camera) and start anew",
 }
-
-
-class Frame(NamedTuple):
-    """image: BGR uint8 (height, width, 3). number: counts from 0 the frames that the source gave. seconds: its time in
-    the film; in a live source the time since the first frame; 0 for an image."""
-
-    image: np.ndarray
-    number: int
-    seconds: float
 
 
 def is_camera(source):

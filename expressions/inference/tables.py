@@ -28,7 +28,7 @@ def row(source, frame, face):
     """The values of COLUMNS, and the probabilities, for a face; as `Table.write` takes them."""
     name = str(source).encode(errors="backslashreplace").decode()
     probabilities = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
-    return [name, frame.number, round(frame.seconds, 3), face.number, *face.box, face.label, *probabilities]
+    return [name, frame.number, round(frame.seconds, 3), face.track_id, *face.box, face.label, *probabilities]
 
 
 class Table:
@@ -162,7 +162,7 @@ def keep(path, frames, **notes):
     arrays = dict(
         times=np.array([seconds for seconds, _, _ in frames]),
         sums=np.array([pixels for _, pixels, _ in frames], np.uint32),
-        places=np.array([(number, face.number, *face.box) for number, face in faces], int).reshape(-1, 6),
+        places=np.array([(number, face.track_id, *face.box) for number, face in faces], int).reshape(-1, 6),
         labels=np.array([face.label for _, face in faces], str),
         probabilities=np.array([(face.confidence, *face.probabilities) for _, face in faces], np.float32),
         **notes,
@@ -294,7 +294,7 @@ class Summary:
             gap = 0
         self.source, self.before = source, frame.seconds
         for face in faces:
-            person = "pictures" if still else (str(source), face.number)
+            person = "pictures" if still else (str(source), face.track_id)
             self.shown.setdefault(person, Counter())[face.label] += 1 if still else gap
             if still:
                 continue

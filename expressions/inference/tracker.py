@@ -19,6 +19,7 @@ import numpy as np
 
 from expressions import UNCERTAIN, UserError
 from expressions.images import crop
+from expressions.inference.types import Box, Face
 
 WORKING_SIDE = 640  # pixels; a larger frame is searched at this size, for the search takes time with every pixel
 SMALLEST_FACE = 30  # pixels in the searched frame
@@ -52,29 +53,6 @@ MEMORY = 0.3  # seconds, time constant of the smoothing of probabilities
 MARGIN = 0.1  # a label changes once another one leads by this much
 UNSURE = 0.35  # probability below which a face is called uncertain
 JUDGED = 3  # faces a frame whose expression is read anew; of more, in turn, so that a crowd doesn't make it late
-
-
-class Box(NamedTuple):
-    """A rectangle in a frame, in pixels; x and y are its left and top edges."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-class Face(NamedTuple):
-    """A face and what was read in it.
-
-    label: one of the classifier's, or UNCERTAIN. confidence: the label's probability, beside UNCERTAIN the likeliest
-    one's, 0 to 1. number: the face's identity, from 1. probabilities: float32 (classes,), smoothed over time.
-    """
-
-    box: Box
-    label: str
-    confidence: float
-    number: int
-    probabilities: np.ndarray
 
 
 class Sighting(NamedTuple):
@@ -361,7 +339,7 @@ class Numbering:
         for face in faces:
             for other in others:
                 if overlap(sighting(face.box), sighting(other.box)) > SAME_PLACE:
-                    self.met[face.number, other.number] += 1
+                    self.met[face.track_id, other.track_id] += 1
 
     def change(self):
         """Go on with the tracker that comes after: who was met most often in the same place is the same person."""
@@ -375,10 +353,10 @@ class Numbering:
     def name(self, faces):
         """The Faces with the numbers of people for the tracker's."""
         for face in faces:
-            if face.number not in self.numbers:
+            if face.track_id not in self.numbers:
                 self.shown += 1
-                self.numbers[face.number] = self.shown
-        return [face._replace(number=self.numbers[face.number]) for face in faces]
+                self.numbers[face.track_id] = self.shown
+        return [face._replace(track_id=self.numbers[face.track_id]) for face in faces]
 
 
 def shrunk(gray):
