@@ -29,7 +29,7 @@ from expressions.inference import batch, overlay
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
 from expressions.inference.sources import CODECS, Recording, Source, expand, is_camera, parse_size
 from expressions.inference.tables import Summary, Table
-from expressions.inference.tracker import PART
+from expressions.inference.tracker import SEGMENT_SECONDS
 from expressions.window import Window, has_display
 
 Labeller = ExpressionRecognizer  # its name in earlier versions
@@ -175,7 +175,7 @@ def label_source(name, root, options, recognizer, tables, summary, preview):
     go_on, save, lost = True, options.save, None
     with ExitStack() as stack:
         source = stack.enter_context(Source(name, options.size))
-        recognizer.reset(math.inf if source.live else PART)
+        recognizer.reset(math.inf if source.live else SEGMENT_SECONDS)
         if save:
             if root:
                 save /= os.path.relpath(name, root)

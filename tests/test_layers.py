@@ -19,6 +19,7 @@ LAYERS = {
     "window": ["expressions.window"],
     "classifier": ["expressions.classifier", "expressions.compiled"],
     "types": ["expressions.inference.types"],  # what several leaves of one wing pass to one another
+    "detector": ["expressions.inference.detector"],
     "leaves": [
         "expressions.training",
         "expressions.training.augmentation",

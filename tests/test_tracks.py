@@ -6,7 +6,8 @@ import pytest
 from conftest import ROOT
 
 from expressions import EMOTIONS, UNCERTAIN
-from expressions.inference.tracker import FaceDetector, Tracker
+from expressions.inference.detector import HaarDetector
+from expressions.inference.tracker import Tracker
 from expressions.training import synthetic
 
 RATE, SIDE = 30, 120  # frames a second; pixels of a face
@@ -15,7 +16,7 @@ LABELS = ("angry", "happy", "sad")
 
 @pytest.fixture(scope="module")
 def detector():
-    return FaceDetector(ROOT / "haarcascade_frontalface_default.xml")
+    return HaarDetector(ROOT / "haarcascade_frontalface_default.xml")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def faces(detector):
     random, found = np.random.default_rng(5), []
     while len(found) < 4:
         face = synthetic.draw_face(EMOTIONS[len(found)], random, SIDE)
-        if Tracker(detector, LABELS).find(frame([(face, 260, 180)]), 0.0):
+        if Tracker(detector, LABELS).update(frame([(face, 260, 180)]), 0.0):
             found.append(face)
     return found
 
@@ -42,8 +43,8 @@ def follow(detector, films):
     """The tracks of each frame, as {number: middle of its box}, from a list of lists of places for `frame`."""
     tracker, seen = Tracker(detector, LABELS), []
     for number, places in enumerate(films):
-        tracks = tracker.find(frame(places), number / RATE)
-        seen.append({t.number: (t.box.x + t.box.width / 2, t.box.y + t.box.height / 2) for t in tracks})
+        tracks = tracker.update(frame(places), number / RATE)
+        seen.append({t.track_id: (t.box.x + t.box.width / 2, t.box.y + t.box.height / 2) for t in tracks})
     return seen
 
 
@@ -73,8 +74,8 @@ def test_a_new_face_is_seen_soon_and_at_once_in_a_new_scene(detector, faces):
     seen = follow(detector, [[]] * 10 + [[(faces[1], 300, 200)]] * 30)
     assert not any(seen[:10]) and next(number for number, middles in enumerate(seen) if middles) <= 10 + 15
     tracker = Tracker(detector, LABELS)
-    tracker.find(255 - frame([]) // 8, 0.0)
-    assert len(tracker.find(frame([(faces[1], 300, 200)]), 1 / RATE)) == 1
+    tracker.update(255 - frame([]) // 8, 0.0)
+    assert len(tracker.update(frame([(faces[1], 300, 200)]), 1 / RATE)) == 1
 
 
 def test_two_people_who_pass_each_other_keep_their_numbers(detector, faces):
@@ -104,8 +105,8 @@ def judged(detector, face, rows):
     picture = frame([(face, 260, 180)])
     result = []
     for number, row in enumerate(rows):
-        tracks = tracker.find(picture, number / RATE)
-        result += tracker.judge(tracks, np.array([row], np.float32), number / RATE)
+        tracks = tracker.update(picture, number / RATE)
+        result += tracker.update_expression(tracks, np.array([row], np.float32), number / RATE)
     assert len(result) == len(rows)
     return result
 
@@ -138,7 +139,9 @@ def test_time_counts_not_frames(detector, faces):
         tracker, picture = Tracker(detector, LABELS), frame([(faces[0], 260, 180)])
         for number in range(4 * rate):
             row = (0.8, 0.1, 0.1) if number < 2 * rate else (0.1, 0.1, 0.8)
-            [face] = tracker.judge(tracker.find(picture, number / rate), np.array([row], np.float32), number / rate)
+            [face] = tracker.update_expression(
+                tracker.update(picture, number / rate), np.array([row], np.float32), number / rate
+            )
             if face.label == "sad":
                 return number / rate - 2
 
@@ -155,22 +158,22 @@ def test_an_unsure_face_is_uncertain_and_probabilities_are_smoothed(detector, fa
 def test_two_faces_have_labels_of_their_own(detector, faces):
     tracker, picture = Tracker(detector, LABELS), frame([(faces[0], 60, 180), (faces[1], 400, 180)])
     for number in range(10):
-        tracks = tracker.find(picture, number / RATE)
+        tracks = tracker.update(picture, number / RATE)
         rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in tracks], np.float32)
-        shown = {face.box.x < 250: face.label for face in tracker.judge(tracks, rows, number / RATE)}
+        shown = {face.box.x < 250: face.label for face in tracker.update_expression(tracks, rows, number / RATE)}
     assert shown == {True: "angry", False: "sad"}
 
 
 def test_of_many_faces_those_that_waited_longest_are_read(detector, faces):
     tracker, picture = Tracker(detector, LABELS), frame([(face, 5 + 165 * i, 180) for i, face in enumerate(faces)])
     for number in range(13):
-        tracks = tracker.find(picture, number / RATE)
-        due = tracker.due(tracks)
-        assert len(tracks) == 4 and len(due) == (3 if number else 4)
-        rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in due], np.float32)
-        shown = tracker.judge(tracks, rows, number / RATE)
+        tracks = tracker.update(picture, number / RATE)
+        selected = tracker.select_for_classification(tracks)
+        assert len(tracks) == 4 and len(selected) == (3 if number else 4)
+        rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in selected], np.float32)
+        shown = tracker.update_expression(tracks, rows, number / RATE)
         assert [face.label for face in shown] == ["angry" if face.box.x < 250 else "sad" for face in shown]
-    assert [track.views for track in tracks] == [10] * 4
+    assert [track.times_classified for track in tracks] == [10] * 4
 
 
 def test_the_same_film_gives_the_same_faces(detector, faces):
@@ -183,7 +186,7 @@ def test_a_frame_of_any_size(detector):
     for shape in ((1, 1), (480, 1), (20, 900), (2160, 3840)):
         tracker = Tracker(detector, LABELS)
         for number in range(12):
-            assert tracker.find(cv2.resize(np.uint8([[100]]), shape[::-1]), number / RATE) == []
+            assert tracker.update(cv2.resize(np.uint8([[100]]), shape[::-1]), number / RATE) == []
 
 
 @pytest.mark.faults
@@ -192,5 +195,5 @@ def test_frames_of_another_size_are_another_scene(detector, faces):
     tracker, large = Tracker(detector, LABELS), frame([(faces[0], 260, 180)])
     small = cv2.resize(large, (320, 240), interpolation=cv2.INTER_AREA)
     for number, gray in enumerate([small] * 5 + [large] * 5):
-        [track] = tracker.find(gray, number / RATE)
-    assert track.number == 2 and abs(track.box.x + track.box.width / 2 - 320) < 20
+        [track] = tracker.update(gray, number / RATE)
+    assert track.track_id == 2 and abs(track.box.x + track.box.width / 2 - 320) < 20

@@ -17,7 +17,9 @@ from expressions import UserError
 from expressions.inference import batch, workers
 from expressions.inference.sources import Source
 from expressions.inference.tables import Index
-from expressions.inference.tracker import OVERLAP, PART, Numbering
+from expressions.inference.tracker import SEGMENT_OVERLAP as OVERLAP
+from expressions.inference.tracker import SEGMENT_SECONDS as PART
+from expressions.inference.tracker import TrackStitcher
 from expressions.inference.types import Box, Face
 from expressions.training import synthetic
 
@@ -366,19 +368,19 @@ def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(t
 
 
 def test_people_keep_their_numbers_from_one_tracker_to_the_next():
-    numbering = Numbering()
+    numbering = TrackStitcher()
 
     def seen(*places):
         return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
 
-    assert [face.track_id for face in numbering.name(seen((4, 0), (7, 200)))] == [1, 2]
+    assert [face.track_id for face in numbering.assign_ids(seen((4, 0), (7, 200)))] == [1, 2]
     for _ in range(3):  # they pass each other: for one frame the other one is there
-        numbering.meet(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
-    numbering.meet(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
-    numbering.change()
-    assert [face.track_id for face in numbering.name(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
-    numbering.change()  # nobody was seen by both
-    assert [face.track_id for face in numbering.name(seen((1, 204)))] == [4]
+        numbering.add_overlap(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
+    numbering.add_overlap(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
+    numbering.next_segment()
+    assert [face.track_id for face in numbering.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
+    numbering.next_segment()  # nobody was seen by both
+    assert [face.track_id for face in numbering.assign_ids(seen((1, 204)))] == [4]
 
 
 @pytest.mark.parametrize("name, codec", [("film.avi", "MJPG"), ("film.mp4", "mp4v"), ("film.webm", "VP80")])

@@ -21,7 +21,9 @@ from expressions.inference import workers
 from expressions.inference.recognizer import CASCADE, MODEL, ROOT, ExpressionRecognizer
 from expressions.inference.sources import Source, expand, is_camera, is_list, listed, place_of_result
 from expressions.inference.tables import Index, ParquetTable, Table, keep, kept
-from expressions.inference.tracker import OVERLAP, PART, Numbering
+from expressions.inference.tracker import SEGMENT_OVERLAP as OVERLAP
+from expressions.inference.tracker import SEGMENT_SECONDS as PART
+from expressions.inference.tracker import TrackStitcher
 from expressions.inference.types import Box, Face, Frame
 
 PROGRAM = "realtime_detect.py"
@@ -137,7 +139,7 @@ def annotate_part(job, name, path, result, part):
                 shared = frame.seconds < start or frame.seconds >= end - OVERLAP
                 gray = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
                 sum_of_frame = zlib.crc32(frame.image) if shared else 0
-                frames.append((frame.seconds, sum_of_frame, recognizer.follow(tracker, gray, frame.seconds)))
+                frames.append((frame.seconds, sum_of_frame, recognizer.recognize_tracks(tracker, gray, frame.seconds)))
                 skipped = source.skipped
                 if frame.seconds < start:  # the part before counts these
                     before = skipped
@@ -217,7 +219,7 @@ class UnlikePartsError(Exception):
 def joined(files, notes):
     """The Frames (without their pictures) of a film and the faces in each, from the files of all its parts, whose notes
     are added to `notes`."""
-    numbering, number, before = Numbering(), 0, []
+    numbering, number, before = TrackStitcher(), 0, []
     for part, (frames, noted) in enumerate(map(kept, files)):
         notes.append(noted)
         start, end = part * PART, (part + 1) * PART
@@ -229,10 +231,10 @@ def joined(files, notes):
         if part and ([frame[:2] for frame in before] != [frame[:2] for frame in shared] or not shared):
             raise UnlikePartsError
         for (_, _, faces), (_, _, others) in zip(before, shared, strict=True):
-            numbering.meet(faces, others)
+            numbering.add_overlap(faces, others)
         if part:
-            numbering.change()
+            numbering.next_segment()
         for seconds, _, faces in frames[len(shared) :]:
-            yield Frame(None, number, seconds), numbering.name(faces)
+            yield Frame(None, number, seconds), numbering.assign_ids(faces)
             number += 1
         before = [frame for frame in frames if frame[0] >= end - OVERLAP]

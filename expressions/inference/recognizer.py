@@ -7,7 +7,8 @@ import cv2
 from expressions import UserError, compiled
 from expressions.classifier import Classifier
 from expressions.images import crop
-from expressions.inference.tracker import OVERLAP, PART, FaceDetector, Numbering, Tracker
+from expressions.inference.detector import HaarDetector
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, Tracker, TrackStitcher
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
 MODEL, CASCADE = ROOT / "models" / "emotion_model.h5", ROOT / "haarcascade_frontalface_default.xml"
@@ -22,7 +23,7 @@ class ExpressionRecognizer:
     """
 
     def __init__(self, model=MODEL, cascade=CASCADE, votes=False, threads=None):
-        self.detector, self.votes = FaceDetector(cascade), votes
+        self.detector, self.votes = HaarDetector(cascade), votes
         network = compiled.load(model, threads)
         self.classifier = Classifier(model, network)
         if votes and not self.classifier.votes:
@@ -37,12 +38,12 @@ class ExpressionRecognizer:
         self.labels = self.classifier.labels
         self.reset()
 
-    def reset(self, end=PART):
+    def reset(self, end=SEGMENT_SECONDS):
         """Forget the faces seen so far: another film or camera begins.
 
         end: when its first part does, in seconds; infinite for a camera, which is followed by one tracker for ever."""
         self.tracker, self.successor, self.end = self.new_tracker(), None, end
-        self.numbering = Numbering()
+        self.stitcher = TrackStitcher()
 
     def new_tracker(self):
         return Tracker(self.detector, self.labels)
@@ -54,24 +55,24 @@ class ExpressionRecognizer:
         """
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         if seconds is None:
-            return Numbering().name(self.follow(self.new_tracker(), gray, None))
+            return TrackStitcher().assign_ids(self.recognize_tracks(self.new_tracker(), gray, None))
         if seconds >= self.end:
             self.tracker, self.successor = self.successor or self.new_tracker(), None
-            self.end = (seconds // PART + 1) * PART
-            self.numbering.change()
-        faces = self.follow(self.tracker, gray, seconds)
-        if seconds >= self.end - OVERLAP:
+            self.end = (seconds // SEGMENT_SECONDS + 1) * SEGMENT_SECONDS
+            self.stitcher.next_segment()
+        faces = self.recognize_tracks(self.tracker, gray, seconds)
+        if seconds >= self.end - SEGMENT_OVERLAP:
             self.successor = self.successor or self.new_tracker()
-            self.numbering.meet(faces, self.follow(self.successor, gray, seconds))
-        return self.numbering.name(faces)
+            self.stitcher.add_overlap(faces, self.recognize_tracks(self.successor, gray, seconds))
+        return self.stitcher.assign_ids(faces)
 
-    def follow(self, tracker, gray, seconds):
+    def recognize_tracks(self, tracker, gray, seconds):
         """What one tracker sees in one frame, gray uint8 (height, width): a list of `Face`, numbered by it."""
-        tracks = tracker.find(gray, seconds or 0.0)
+        tracks = tracker.update(gray, seconds or 0.0)
         crops = []
-        for track in tracker.due(tracks):
+        for track in tracker.select_for_classification(tracks):
             face = crop(gray, track.box)
             # of a picture both views are taken; in a film one at a time, in turn, for smoothing over time unites them
-            crops.append(cv2.flip(face, 1) if track.views % 2 else face)
+            crops.append(cv2.flip(face, 1) if track.times_classified % 2 else face)
         probabilities = self.classifier.probabilities(crops, mirrored=seconds is None, votes=self.votes)
-        return tracker.judge(tracks, probabilities, seconds or 0.0)
+        return tracker.update_expression(tracks, probabilities, seconds or 0.0)

@@ -6,8 +6,13 @@ import numpy as np
 
 
 class Frame(NamedTuple):
-    """image: BGR uint8 (height, width, 3). number: counts from 0 the frames that the source gave. seconds: its time in
-    the film; in a live source the time since the first frame; 0 for an image."""
+    """One frame of a source.
+
+    Attributes:
+        image: BGR uint8 (height, width, 3).
+        number: Counts the frames that the source gave, from 0.
+        seconds: Its time in the video; in a live source the time since the first frame; 0 for an image.
+    """
 
     image: np.ndarray
     number: int
@@ -23,11 +28,27 @@ class Box(NamedTuple):
     height: int
 
 
-class Face(NamedTuple):
-    """A face and what was read in it.
+class Detection(NamedTuple):
+    """A face that the cascade found: centre and width in pixels of the searched frame, and the cascade's score.
 
-    label: one of the classifier's, or UNCERTAIN. confidence: the label's probability, beside UNCERTAIN the likeliest
-    one's, 0 to 1. track_id: the face's identity, from 1. probabilities: float32 (classes,), smoothed over time.
+    The score is about 4 for faces, 1 for what only resembles one (see `detector.combine_scores`).
+    """
+
+    x: float
+    y: float
+    size: float
+    score: float = 0.0
+
+
+class Face(NamedTuple):
+    """A face and its expression.
+
+    Attributes:
+        box: Where it is.
+        label: One of the classifier's, or UNCERTAIN.
+        confidence: The label's probability, 0 to 1; with UNCERTAIN, that of the likeliest label.
+        track_id: The identity of the face, from 1.
+        probabilities: float32 (classes,), smoothed over time.
     """
 
     box: Box
