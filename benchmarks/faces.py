@@ -188,7 +188,7 @@ def compare(name, detector, films, easy):
     seconds = {"tracker": [], "plain": []}
     faces, easy_faces, frames = 0, 0, 0
     for frames_of_film, is_easy in zip(films, easy, strict=True):
-        tracker = Tracker(detector, EMOTIONS)
+        tracker = Tracker(detector)
         searches = {
             "tracker": lambda gray, time, tracker=tracker: [track.box for track in tracker.update(gray, time)],
             "plain": lambda gray, _: plain(detector, gray),
@@ -215,7 +215,7 @@ def compare(name, detector, films, easy):
 
 def frames_until_seen(detector, frames):
     """How many frames after it appears a face is seen; 0 in the first one; None if it is not."""
-    tracker = Tracker(detector, EMOTIONS)
+    tracker = Tracker(detector)
     for index, (gray, truth) in enumerate(frames):
         boxes = [track.box for track in tracker.update(gray, index / RATE)]
         if (overlaps(truth, boxes) >= 0.4).any():

@@ -22,7 +22,7 @@ def detector():
 
 def boxes(detector, gray):
     """Of the faces in a single frame, from left to right."""
-    return sorted(track.box for track in Tracker(detector, EMOTIONS).update(gray, 0.0))
+    return sorted(track.box for track in Tracker(detector).update(gray, 0.0))
 
 
 def iou(box, other):

@@ -18,7 +18,7 @@ from expressions.inference import overlay
 from expressions.inference.detector import HaarDetector
 from expressions.inference.sources import parse_size
 from expressions.inference.tables import Summary, Table
-from expressions.inference.tracker import Tracker
+from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.inference.types import Box, Face
 from expressions.training import dataset
 
@@ -166,12 +166,13 @@ def detector():
 )
 def test_a_tracker_takes_frames_of_any_size_at_any_time(detector, frames):
     """Backwards too, as where the clock of a camera is set."""
-    tracker = Tracker(detector, EMOTIONS)
+    tracker = Tracker(detector)
     for height, width, seconds, seed in frames:
         gray = picture(height, width, seed=seed)
         tracks = tracker.update(gray, seconds)
-        selected = tracker.select_for_classification(tracks)
-        faces = tracker.update_expression(tracks, np.full((len(selected), 7), 1 / 7, np.float32), seconds)
+        for track in select_for_classification(tracks):
+            track.update_expression(np.full(7, 1 / 7, np.float32), seconds)
+        faces = [track.to_face(EMOTIONS) for track in tracks]
         numbers = [face.track_id for face in faces]
         assert len(set(numbers)) == len(numbers) and all(number > 0 for number in numbers)
         assert all(face.box.width > 0 and abs(face.probabilities.sum() - 1) < 1e-5 for face in faces)

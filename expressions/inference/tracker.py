@@ -16,6 +16,7 @@ import numpy as np
 from expressions import UNCERTAIN
 from expressions.images import crop
 from expressions.inference.detector import (
+    HaarDetector,
     crop_roi,
     downscale,
     group_detections,
@@ -36,6 +37,7 @@ MAX_TEMPLATE_SECONDS = 0.5  # for so long it is searched with its last image
 MATCH_RADIUS, RADIUS_PER_SECOND = 0.7, 1.0  # distance from the prediction, in widths; and more for each second unseen
 APPEARANCE_WEIGHT = 0.5  # distance in widths that counts as much as no correlation at all
 OCCLUSION_IOU = 0.1  # faces that overlap more may hide one another
+NEW_FACE_IOU = 0.3  # what overlaps more with a known face is no new one
 SCENE_CHANGE, MAX_GAP_SECONDS = 30, 0.5  # mean difference in gray levels, and time, from one frame to the next
 SMOOTHING_SECONDS = np.array([0.04, 0.04, 0.12])  # time constants of the drawn position (x, y) and size
 
@@ -49,258 +51,238 @@ MAX_CLASSIFIED_PER_FRAME = 3  # known faces; more take turns, so that a crowd do
 
 
 class Track:
-    """A face that is followed. number: its identity, from 1. box: where it is, a Box in pixels of the frame."""
+    """A face that is followed."""
 
-    def __init__(self, track_id, face, seconds, gray, score):
-        self.track_id, self.score, self.confirmed, self.box = track_id, score, score >= CONFIRM_SCORE, None
-        self.position = self.smoothed = to_state(face)  # where it was last seen, and the same smoothed
-        self.velocity = self.smoothed_velocity = np.zeros(3)  # a second
-        self.last_seen = self.last_detected = seconds  # last, at all, and by the cascade
-        self.template, self.probabilities, self.label = crop_template(gray, face), None, None
-        self.classified_at, self.times_classified = None, 0  # when its expression was last read, and how often
+    def __init__(self, track_id: int, face: Detection, seconds: float, gray: np.ndarray, score: float):
+        self.track_id, self.box = track_id, None  # from 1; a Box in pixels of the frame, once it is shown
+        self.score, self.confirmed = score, score >= CONFIRM_SCORE  # running mean; whether it counts as a face
+        self.state = self.smoothed = _to_state(face)  # at `last_seen`; `smoothed` is what is drawn
+        self.velocity = self.smoothed_velocity = np.zeros(3)  # per second
+        self.last_seen = self.last_detected = seconds  # the second one by the cascade
+        self.template = _crop_template(gray, face)
+        self.probabilities = self.label = self.classified_at = None
+        self.times_classified = 0
 
-    def predict(self, seconds):
-        """Where the face is at a time, a Detection, if it goes on as it moved."""
-        x, y, size = self.position + self.velocity * (seconds - self.last_seen)
+    def predict(self, seconds: float) -> Detection:
+        """Return where the face is at a time if it goes on as it moved."""
+        x, y, size = self.state + self.velocity * (seconds - self.last_seen)
         return Detection(x, y, math.exp(size))
 
-    def match_template(self, gray, seconds):
-        """Look for the face as it last looked, for the cascade misses turned heads. Returns a Detection or None."""
-        place = self.predict(seconds)
-        part, left, top, scale = crop_roi(gray, place, 2, TEMPLATE_SIZE)
-        if min(part.shape) < TEMPLATE_SIZE:
+    def match_template(self, gray: np.ndarray, place: Detection) -> Detection | None:
+        """Search around a place for the last image of the face, because the cascade misses turned heads."""
+        roi, left, top, scale = crop_roi(gray, place, 2, TEMPLATE_SIZE)
+        if min(roi.shape) < TEMPLATE_SIZE:
             return None
-        _, alike, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(part, self.template, cv2.TM_CCOEFF_NORMED))
-        middle = TEMPLATE_SIZE / 2
-        return (
-            Detection((x + middle) / scale + left, (y + middle) / scale + top, place.size)
-            if alike > MIN_SIMILARITY
-            else None
-        )
+        _, similarity, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(roi, self.template, cv2.TM_CCOEFF_NORMED))
+        if similarity <= MIN_SIMILARITY:
+            return None
+        half = TEMPLATE_SIZE / 2
+        return Detection((x + half) / scale + left, (y + half) / scale + top, place.size)
 
-    def update_position(self, face, seconds):
-        """The face was seen there, at a later time."""
-        passed, place = max(seconds - self.last_seen, 1e-3), to_state(face)
-        self.velocity, self.position, self.last_seen = (place - self.position) / passed * (1, 1, 0.5), place, seconds
-        # an alpha-beta filter (Benedict and Bordner 1962) doesn't lag behind a steady movement; behind another one it
-        # would, so what is far from where it is expected is smoothed less
+    def update_position(self, face: Detection, seconds: float) -> None:
+        """Take in where the face is at a later time."""
+        passed, state = max(seconds - self.last_seen, 1e-3), _to_state(face)
+        self.velocity, self.state, self.last_seen = (state - self.state) / passed * (1, 1, 0.5), state, seconds
+        # an alpha-beta filter (Benedict and Bordner 1962) doesn't lag behind a steady movement; it would behind any
+        # other one, so a position far from the prediction is smoothed less
         self.smoothed = self.smoothed + self.smoothed_velocity * passed
-        error = place - self.smoothed
+        error = state - self.smoothed
         far = np.hypot(*error[:2]) / face.size
-        gain = np.maximum(
-            1 - np.exp(-passed / SMOOTHING_SECONDS), np.minimum(1, (10 * far, 10 * far, abs(error[2]) / 0.3))
-        )
+        least_gain = np.minimum(1, (10 * far, 10 * far, abs(error[2]) / 0.3))
+        gain = np.maximum(1 - np.exp(-passed / SMOOTHING_SECONDS), least_gain)
         self.smoothed = self.smoothed + gain * error
         self.smoothed_velocity = self.smoothed_velocity + gain**2 / (2 - gain) * error / passed
 
-    def update_from_detection(self, face, seconds, gray):
-        """The cascade found the face there."""
+    def update_from_detection(self, face: Detection, seconds: float, gray: np.ndarray) -> None:
+        """Take in that the cascade found the face."""
         self.update_position(face, seconds)
-        self.last_detected, self.template = seconds, crop_template(gray, face)
+        self.last_detected, self.template = seconds, _crop_template(gray, face)
         self.update_score(face.score)
 
-    def update_score(self, score):
-        """Take a sighting's weight, 0 for none, as score that this is a face."""
+    def update_score(self, score: float) -> None:
+        """Take in the score of a detection, 0 where there is none."""
         self.score += SCORE_GAIN * (max(0, score) - self.score)
         self.confirmed = self.score >= (HIDE_SCORE if self.confirmed else CONFIRM_SCORE)
 
-    def update_expression(self, probabilities, seconds):
-        """Smooth probabilities, float32 (classes,), over time and choose the label with care."""
+    def update_expression(self, probabilities: np.ndarray, seconds: float) -> None:
+        """Smooth probabilities, float32 (classes,), over time and choose the label."""
         if self.probabilities is None:
             self.probabilities, self.classified_at = probabilities, seconds
-        latest = 1 - math.exp((self.classified_at - seconds) / MEMORY_SECONDS)
-        self.probabilities = self.probabilities + np.float32(latest) * (probabilities - self.probabilities)
+        gain = 1 - math.exp((self.classified_at - seconds) / MEMORY_SECONDS)
+        self.probabilities = self.probabilities + np.float32(gain) * (probabilities - self.probabilities)
         self.classified_at, self.times_classified = seconds, self.times_classified + 1
-        probabilities = np.append(self.probabilities, MIN_CONFIDENCE)  # to be uncertain is one label more
-        best = probabilities.argmax()
-        if self.label is None or probabilities[best] - probabilities[self.label] >= LABEL_HYSTERESIS:
+        candidates = np.append(self.probabilities, MIN_CONFIDENCE)  # UNCERTAIN is one label more
+        best = candidates.argmax()
+        if self.label is None or candidates[best] - candidates[self.label] >= LABEL_HYSTERESIS:
             self.label = best
 
-    def face(self, labels):
-        """The Face as it is shown; labels: the classifier's."""
-        labels = (*labels, UNCERTAIN)
-        # what stands beside a label is its own probability; beside UNCERTAIN, the likeliest one's
-        confidence = self.probabilities[self.label] if self.label < len(labels) - 1 else self.probabilities.max()
-        return Face(self.box, labels[self.label], float(confidence), self.track_id, self.probabilities)
+    def to_face(self, labels: tuple[str, ...]) -> Face:
+        """Return what is shown of the face; `labels` are the classifier's."""
+        uncertain = self.label == len(labels)
+        confidence = self.probabilities.max() if uncertain else self.probabilities[self.label]
+        label = UNCERTAIN if uncertain else labels[self.label]
+        return Face(self.box, label, float(confidence), self.track_id, self.probabilities)
 
 
 class Tracker:
-    """Finds faces in the frames of one source, and follows each with its own number, place, and expression.
+    """Finds the faces in the frames of one source and follows each. The same frames always give the same tracks."""
 
-    detector: a FaceDetector. labels: the classifier's, in order. The same frames give the same faces, whatever the time
-    they take.
-    """
+    def __init__(self, detector: HaarDetector):
+        self.detector, self.tracks, self.frames, self.last_id = detector, [], 0, 0
+        self.thumbnail = self.shape = self.last = None  # of the latest frame; its time
 
-    def __init__(self, detector, labels):
-        self.detector, self.labels = detector, labels
-        self.tracks, self.thumbnail, self.shape, self.last, self.turn, self.number = [], None, None, None, 0, 0
+    def update(self, gray: np.ndarray, seconds: float) -> list[Track]:
+        """Find the faces in the next frame.
 
-    def update(self, gray, seconds):
-        """Find the faces in the next frame: gray, uint8 (height, width), at a time that doesn't go back.
+        The first frame, one of another scene, and one after a gap of MAX_GAP_SECONDS are searched as a whole, which
+        takes about ten times as long.
 
-        Returns Tracks, those of faces seen in this frame, in the order of their numbers. The first frame, one of
-        another scene, and one after a gap of MAX_GAP_SECONDS are searched as a whole, which takes some ten times as long.
+        Args:
+            gray: The frame, uint8 (height, width).
+            seconds: Its time, which normally doesn't go back.
+
+        Returns:
+            The tracks of the faces that are seen in this frame, by track_id.
         """
         gray, scale = downscale(gray)
-        tracks = self.tracks
         if self.is_scene_change(gray, seconds):
-            tracks.clear()
+            self.tracks = []
             for face in self.detector.detect(gray):
-                self.add(
-                    face,
-                    seconds,
-                    gray,
-                    max(CONFIRM_SCORE, face.score) if face.score >= SINGLE_FRAME_SCORE else face.score,
-                )
+                sure = face.score >= SINGLE_FRAME_SCORE
+                self._add_track(face, seconds, gray, max(CONFIRM_SCORE, face.score) if sure else face.score)
         else:
-            found = self.associate(gray, seconds)
-            lost = [track for track in tracks if track.last_seen < seconds]
-            for track in lost:
-                self.recover_lost(track, gray, seconds, found)
-            for face in found:
-                if all(iou(face, other.predict(seconds)) < 0.3 for other in tracks):
-                    self.add(face, seconds, gray, SCORE_GAIN * face.score)
-        height, width = gray.shape
-        self.tracks = [
-            track
-            for track in tracks
-            if seconds - track.last_detected <= MAX_LOST_SECONDS
-            and track.score >= DROP_SCORE
-            and 0 <= track.position[0] < width
-            and 0 <= track.position[1] < height
-        ]
-        seen = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
-        for track in seen:
+            expected = [track.predict(seconds) for track in self.tracks]
+            unmatched = self.associate(self.detect(gray, expected), expected, gray, seconds)
+            for track in [track for track in self.tracks if track.last_seen < seconds]:
+                self.recover_lost(track, unmatched, gray, seconds)
+            for face in unmatched:
+                if all(iou(face, track.predict(seconds)) < NEW_FACE_IOU for track in self.tracks):
+                    self._add_track(face, seconds, gray, SCORE_GAIN * face.score)
+        self.tracks = [track for track in self.tracks if _is_alive(track, gray.shape, seconds)]
+        visible = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
+        for track in visible:
             x, y, size = track.smoothed
             track.box = to_box(Detection(x, y, math.exp(size)), scale)
-        return seen
+        return visible
 
-    def is_scene_change(self, gray, seconds):
-        """Whether this frame does not go on from the last one."""
+    def is_scene_change(self, gray: np.ndarray, seconds: float) -> bool:
+        """Return whether this frame does not continue the latest one."""
         before, shape, last = self.thumbnail, self.shape, self.last
-        self.thumbnail, self.last = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA), seconds
-        self.shape = gray.shape  # of another one, as when a stream comes back, places would mean something else
+        self.thumbnail = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA)
+        self.shape, self.last = gray.shape, seconds  # the size changes where a stream comes back
         if before is None or shape != gray.shape or not 0 <= seconds - last <= MAX_GAP_SECONDS:
             return True
         return cv2.absdiff(self.thumbnail, before).mean() > SCENE_CHANGE
 
-    def add(self, face, seconds, gray, score):
-        self.number += 1
-        self.tracks.append(Track(self.number, face, seconds, gray, score))
-
-    def associate(self, gray, seconds):
-        """Look for the known faces and in a slice of the frame; returns Detections that no track takes for its own."""
-        detect_near = self.detector.detect_near
-        expected = [track.predict(seconds) for track in self.tracks]
-        flip = self.turn % 2 == 1  # in every other frame
-        found = [face for place in expected for face in detect_near(gray, place, flip=flip)]
+    def detect(self, gray: np.ndarray, expected: list[Detection]) -> list[Detection]:
+        """Search a frame where faces are expected, and in one slice for new ones."""
+        flip = self.frames % 2 == 1  # the mirror image in every other frame
+        found = [face for place in expected for face in self.detector.detect_near(gray, place, flip=flip)]
         known = expected + found
-        for rough in self.detector.scan_slice(gray, self.turn):
+        for rough in self.detector.scan_slice(gray, self.frames):
             if not any(max(abs(rough.x - face.x), abs(rough.y - face.y)) < face.size / 2 for face in known):
                 known.append(rough)
-                found += detect_near(gray, rough)
-        self.turn += 1
-        found = group_detections(found)
+                found += self.detector.detect_near(gray, rough)
+        self.frames += 1
+        return group_detections(found)
+
+    def associate(
+        self, found: list[Detection], expected: list[Detection], gray: np.ndarray, seconds: float
+    ) -> list[Detection]:
+        """Give each detection to the track that it is nearest to, in place and in looks; return those left over."""
         pairs = []
         for face in found:
-            picture = crop_template(gray, face)
+            template = _crop_template(gray, face)
             for track, place in zip(self.tracks, expected, strict=True):
-                far = math.hypot(face.x - place.x, face.y - place.y) / place.size
-                if (
-                    far < MATCH_RADIUS + RADIUS_PER_SECOND * (seconds - track.last_seen)
-                    and abs(math.log(face.size / place.size)) < 0.4
-                ):
-                    alike = cv2.matchTemplate(track.template, picture, cv2.TM_CCOEFF_NORMED)[0, 0]
-                    pairs.append((far + APPEARANCE_WEIGHT * (1 - alike), track, face))
-        taken = []
+                distance = math.hypot(face.x - place.x, face.y - place.y) / place.size
+                radius = MATCH_RADIUS + RADIUS_PER_SECOND * (seconds - track.last_seen)
+                if distance < radius and abs(math.log(face.size / place.size)) < 0.4:
+                    similarity = cv2.matchTemplate(track.template, template, cv2.TM_CCOEFF_NORMED)[0, 0]
+                    pairs.append((distance + APPEARANCE_WEIGHT * (1 - similarity), track, face))
+        matched = []
         for _, track, face in sorted(pairs, key=lambda pair: pair[0]):
-            if track.last_seen < seconds and face not in taken:
+            if track.last_seen < seconds and face not in matched:
                 track.update_from_detection(face, seconds, gray)
-                taken.append(face)
-        return [face for face in found if face not in taken]
+                matched.append(face)
+        return [face for face in found if face not in matched]
 
-    def recover_lost(self, track, gray, seconds, others):
-        """Look for a face that isn't where it was expected: by its looks, then with the cascade farther off."""
+    def recover_lost(self, track: Track, unmatched: list[Detection], gray: np.ndarray, seconds: float) -> None:
+        """Search for a face that was not found where it was expected: with its last image, then in a wider region."""
         if not track.confirmed:
             return track.update_score(0)
-        others = others + [other.predict(seconds) for other in self.tracks if other.last_seen == seconds]
+        others = unmatched + [other.predict(seconds) for other in self.tracks if other.last_seen == seconds]
 
-        def free(face):
+        def is_free(face):
             return all(iou(face, other) < OCCLUSION_IOU for other in others)
 
         place = track.predict(seconds)
-        track.velocity = track.smoothed_velocity * (1, 1, 0)  # smoother, to go on with unseen
-        if not free(place):  # behind another face, whose looks would be taken for its own
+        track.velocity = track.smoothed_velocity * (1, 1, 0)  # steadier, for a face that is not seen
+        if not is_free(place):  # behind another face, which would be taken for it
             return
-        face = track.match_template(gray, seconds) if seconds - track.last_detected <= MAX_TEMPLATE_SECONDS else None
-        if face and free(face):
-            return track.update_position(face, seconds)
-        far = [face for face in self.detector.detect_near(gray, place, WIDE_ROI_SCALE) if free(face)]
-        if far:
-            track.update_from_detection(
-                min(far, key=lambda face: math.hypot(face.x - place.x, face.y - place.y)), seconds, gray
-            )
+        if seconds - track.last_detected <= MAX_TEMPLATE_SECONDS:
+            face = track.match_template(gray, track.predict(seconds))
+            if face and is_free(face):
+                return track.update_position(face, seconds)
+        found = filter(is_free, self.detector.detect_near(gray, place, WIDE_ROI_SCALE))
+        face = min(found, key=lambda face: math.hypot(face.x - place.x, face.y - place.y), default=None)
+        if face:
+            track.update_from_detection(face, seconds, gray)
 
-    def select_for_classification(self, tracks):
-        """Those of the `tracks` that `update` returned whose expressions are to be read in this frame: new ones, and of
-        the others the MAX_CLASSIFIED_PER_FRAME that have waited longest."""
-        new = [track for track in tracks if not track.times_classified]
-        known = (track for track in tracks if track.times_classified)
-        return (
-            new
-            + sorted(known, key=lambda track: (track.classified_at, track.times_classified))[:MAX_CLASSIFIED_PER_FRAME]
-        )
+    def _add_track(self, face, seconds, gray, score):
+        self.last_id += 1
+        self.tracks.append(Track(self.last_id, face, seconds, gray, score))
 
-    def update_expression(self, tracks, probabilities, seconds):
-        """Tell the expressions of the `tracks` that `update` returned, from what was read in those that were selected.
 
-        probabilities: float32 (due, classes), smoothed here with a time constant of MEMORY_SECONDS seconds. Returns a Face for
-        each track.
-        """
-        for track, row in zip(self.select_for_classification(tracks), probabilities, strict=True):
-            track.update_expression(row, seconds)
-        return [track.face(self.labels) for track in tracks]
+def select_for_classification(tracks: list[Track]) -> list[Track]:
+    """Return the tracks whose expressions are due: new ones, and the known ones that have waited longest."""
+    new = [track for track in tracks if not track.times_classified]
+    known = [track for track in tracks if track.times_classified]
+    known.sort(key=lambda track: (track.classified_at, track.times_classified))
+    return new + known[:MAX_CLASSIFIED_PER_FRAME]
 
 
 class TrackStitcher:
-    """Numbers people in the order in which they are first shown, from 1, and gives those that one tracker after another
-    follows the same number throughout."""
+    """Numbers people from 1, in the order in which they are first shown, across the trackers of successive segments."""
 
     def __init__(self):
-        self.numbers, self.shown, self.met = {}, 0, Counter()  # numbers: of people, by the tracker's own
+        self.person_ids, self.people, self.overlaps = {}, 0, Counter()  # person_ids: by the current tracker's track_id
 
-    def add_overlap(self, faces, others):
-        """Take in what the tracker, and the one that will come after it, see in the same frame."""
+    def add_overlap(self, faces: list[Face], next_faces: list[Face]) -> None:
+        """Count which faces of the current and the next tracker are in the same place in the same frame."""
         for face in faces:
-            for other in others:
+            for other in next_faces:
                 if iou(to_detection(face.box), to_detection(other.box)) > SAME_FACE_IOU:
-                    self.met[face.track_id, other.track_id] += 1
+                    self.overlaps[face.track_id, other.track_id] += 1
 
-    def next_segment(self):
-        """Go on with the tracker that comes after: who was met most often in the same place is the same person."""
-        numbers = {}
-        for (number, other), _ in self.met.most_common():
-            person = self.numbers.get(number)
-            if person and other not in numbers and person not in numbers.values():
-                numbers[other] = person
-        self.numbers, self.met = numbers, Counter()
+    def next_segment(self) -> None:
+        """Go on with the next tracker: faces that were most often in the same place are the same person."""
+        person_ids = {}
+        for (track_id, next_id), _ in self.overlaps.most_common():
+            person = self.person_ids.get(track_id)
+            if person and next_id not in person_ids and person not in person_ids.values():
+                person_ids[next_id] = person
+        self.person_ids, self.overlaps = person_ids, Counter()
 
-    def assign_ids(self, faces):
-        """The Faces with the numbers of people for the tracker's."""
+    def assign_ids(self, faces: list[Face]) -> list[Face]:
+        """Return the faces with the people's numbers in place of the tracker's."""
         for face in faces:
-            if face.track_id not in self.numbers:
-                self.shown += 1
-                self.numbers[face.track_id] = self.shown
-        return [face._replace(track_id=self.numbers[face.track_id]) for face in faces]
+            if face.track_id not in self.person_ids:
+                self.people += 1
+                self.person_ids[face.track_id] = self.people
+        return [face._replace(track_id=self.person_ids[face.track_id]) for face in faces]
 
 
-def crop_template(gray, face):
-    """A face as it is remembered: uint8 (TEMPLATE_SIZE, TEMPLATE_SIZE)."""
+def _is_alive(track, shape, seconds):
+    (x, y, _), (height, width) = track.state, shape
+    recent = seconds - track.last_detected <= MAX_LOST_SECONDS
+    return recent and track.score >= DROP_SCORE and 0 <= x < width and 0 <= y < height
+
+
+def _crop_template(gray, face):
     side = max(1, round(face.size))
-    picture = crop(gray, Box(round(face.x - side / 2), round(face.y - side / 2), side, side))
-    return cv2.resize(picture, (TEMPLATE_SIZE, TEMPLATE_SIZE), interpolation=cv2.INTER_AREA)
+    image = crop(gray, Box(round(face.x - side / 2), round(face.y - side / 2), side, side))
+    return cv2.resize(image, (TEMPLATE_SIZE, TEMPLATE_SIZE), interpolation=cv2.INTER_AREA)
 
 
-def to_state(face):
-    """A Detection as a track moves it: its centre, and the logarithm of its size."""
-    return np.array((face.x, face.y, math.log(face.size)))
+def _to_state(face):
+    return np.array((face.x, face.y, math.log(face.size)))  # sizes change by factors

@@ -6,17 +6,11 @@ import numpy as np
 
 
 class Frame(NamedTuple):
-    """One frame of a source.
+    """One frame of a source."""
 
-    Attributes:
-        image: BGR uint8 (height, width, 3).
-        number: Counts the frames that the source gave, from 0.
-        seconds: Its time in the video; in a live source the time since the first frame; 0 for an image.
-    """
-
-    image: np.ndarray
-    number: int
-    seconds: float
+    image: np.ndarray  # BGR uint8 (height, width, 3)
+    number: int  # counts the frames that the source gave, from 0
+    seconds: float  # its time in the video; in a live source the time since the first frame; 0 for an image
 
 
 class Box(NamedTuple):
@@ -29,30 +23,19 @@ class Box(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """A face that the cascade found: centre and width in pixels of the searched frame, and the cascade's score.
-
-    The score is about 4 for faces, 1 for what only resembles one (see `detector.combine_scores`).
-    """
+    """A face that the cascade found, in pixels of the searched frame: a square's centre and width, and its score."""
 
     x: float
     y: float
     size: float
-    score: float = 0.0
+    score: float = 0.0  # about 4 for faces, 1 for what only resembles one
 
 
 class Face(NamedTuple):
-    """A face and its expression.
-
-    Attributes:
-        box: Where it is.
-        label: One of the classifier's, or UNCERTAIN.
-        confidence: The label's probability, 0 to 1; with UNCERTAIN, that of the likeliest label.
-        track_id: The identity of the face, from 1.
-        probabilities: float32 (classes,), smoothed over time.
-    """
+    """A face and its expression."""
 
     box: Box
-    label: str
-    confidence: float
-    track_id: int
-    probabilities: np.ndarray
+    label: str  # one of the classifier's, or UNCERTAIN
+    confidence: float  # the label's probability, 0 to 1; with UNCERTAIN, that of the likeliest label
+    track_id: int  # the identity of the face, from 1
+    probabilities: np.ndarray  # float32 (classes,), smoothed over time
