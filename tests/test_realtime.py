@@ -44,7 +44,7 @@ def test_a_video_comes_back_frame_by_frame(tmp_path, trained, film):
     result = run("realtime_detect.py", "--source", film, "--model", trained, "--save", tmp_path / "out.mp4")
     assert result.returncode == 0, result.stderr
     with Source(tmp_path / "out.mp4") as source:
-        assert source.rate == pytest.approx(10)
+        assert source.fps == pytest.approx(10)
         frames = list(source)
     assert len(frames) == 20 and frames[0].image.shape == (480, 640, 3)
     assert "20 frames" in result.stdout
