@@ -38,7 +38,11 @@ LAYERS = {
     ],
     "recognizer": ["expressions.inference.recognizer"],
     "recorder": ["expressions.inference.recorder"],
-    "compositions": ["expressions.inference.batch"],  # of the leaves of one wing
+    "compositions": [
+        "expressions.inference.batch",
+        "expressions.inference.outputs",
+        "expressions.inference.viewer",
+    ],  # of the leaves of one wing
     "scripts": ["train", "realtime_detect"],
 }
 LEVELS = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

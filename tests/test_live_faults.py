@@ -28,6 +28,7 @@ from expressions.inference import sources
 from expressions.inference.recorder import Recorder
 from expressions.inference.sources import Source
 from expressions.inference.tables import Summary, Table
+from expressions.inference.viewer import Viewer
 from expressions.training import synthetic
 from expressions.window import Window
 
@@ -452,15 +453,15 @@ def test_the_disk_is_full_for_a_summary(detect, film, small_disk, ending):
     assert timeline.read_text() == "precious" and len(os.listdir(small_disk)) == 2
 
 
-def preview():
+def viewer():
     """What the key s needs, without a window."""
-    return realtime_detect.Preview(EMOTIONS, False)
+    return Viewer(EMOTIONS, False)
 
 
 def test_the_disk_is_full_for_the_key_s(small_disk, frame, monkeypatch, capfd):
     monkeypatch.chdir(small_disk)
     fill(small_disk, 4096)
-    preview().save(frame)
+    viewer().save(frame)
     assert "can't be written (No space left on device)" in capfd.readouterr().out and os.listdir(".") == ["filler"]
 
 
@@ -469,7 +470,7 @@ def test_the_key_s_twice_in_a_second_makes_two_pictures(tmp_path, frame, monkeyp
     while time.time() % 1 > 0.5:
         time.sleep(0.01)
     for value in range(3):
-        preview().save(frame + np.uint8(value))
+        viewer().save(frame + np.uint8(value))
     pictures = [cv2.imread(str(path)) for path in sorted(tmp_path.glob("expressions-*.png"))]
     assert sorted(int(picture[0, 0, 0]) for picture in pictures) == [128, 129, 130]
 
@@ -478,7 +479,7 @@ def test_the_key_s_where_the_folder_is_gone(tmp_path, frame, monkeypatch, capfd)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here").rmdir()
-    preview().save(frame)
+    viewer().save(frame)
     assert "can't be written (No such file" in capfd.readouterr().out
 
 

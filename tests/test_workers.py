@@ -256,11 +256,11 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (["--workers", "0", "--csv", "x"], "--workers 0: takes a whole number from 1 to 1000"),
+        (["--workers", "0", "--csv", "x"], "--workers: 0: takes a whole number from 1 to 1000"),
         (["--workers", "2"], "need one folder, as --csv or --parquet"),
         (["--parquet", "x"], "--parquet needs --workers or --ray"),
         (["--workers", "2", "--csv", "x", "--parquet", "y"], "need one folder"),
-        (["--workers", "2", "--ray", "--csv", "x"], "give one of them"),
+        (["--workers", "2", "--ray", "--csv", "x"], "--ray: not allowed with argument --workers"),
         (["--workers", "2", "--csv", "x", "--save", "y"], "--save: goes with one file at a time"),
         (["--workers", "2", "--csv", "{file}"], "is a file; --workers and --ray take a folder"),
         (["--workers", "2", "--csv", "{full}"], "is of another model, cascade or kind of table"),
