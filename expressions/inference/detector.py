@@ -50,11 +50,10 @@ class HaarDetector:
             raise UserError(f"{path}: not a Haar cascade that OpenCV can read; get the project's own file again")
 
     def detect(self, gray: np.ndarray) -> list[Detection]:
-        """Search a whole frame, uint8 (height, width), at most MAX_FRAME_SIDE wide and high; sorted from left."""
+        """Search a whole frame, uint8 (height, width), at most MAX_FRAME_SIDE wide and high, and sort from the left."""
         boxes = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(MIN_FACE_SIZE, MIN_FACE_SIZE))
-        return sorted(
-            group_detections([face for box in boxes for face in self.detect_with_flip(gray, to_detection(box))])
-        )
+        found = [face for box in boxes for face in self.detect_with_flip(gray, to_detection(box))]
+        return sorted(group_detections(found))
 
     def detect_with_flip(self, gray: np.ndarray, place: Detection) -> list[Detection]:
         """Search around a place and in the mirror image of it; the scores are the means of both."""
@@ -166,8 +165,5 @@ def group_detections(faces: Iterable[Detection], combine: Callable[[list[float]]
 
 
 def combine_scores(scores: list[float]) -> float:
-    """Return the score of a face that the cascade found in several windows, from the last stage's sums in each.
-
-    It separates faces from the rest better than the largest of the sums, or their number.
-    """
+    """Combine the last stage's sums in several windows; it tells faces better than their maximum or number does."""
     return math.sqrt(sum(scores))

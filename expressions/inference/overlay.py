@@ -1,11 +1,14 @@
-"""Draw what was found on a frame."""
+"""Draw the recognized faces on a frame."""
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from expressions import UNCERTAIN
+from expressions.inference.types import Face
 
-# Okabe and Ito's palette (2008), which colour-blind people can tell apart; blue, green, red
+# the palette of Okabe and Ito (2008), which colour-blind people can tell apart; blue, green, red
 COLOURS = {
     "angry": (0, 94, 213),
     "disgust": (115, 158, 0),
@@ -16,93 +19,97 @@ COLOURS = {
     "surprise": (233, 180, 86),
     UNCERTAIN: (130, 130, 130),
 }
-OTHER_COLOUR = (0, 159, 230)
+OTHER_COLOUR, STATUS_COLOUR = (0, 159, 230), (60, 60, 60)
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw(frame, faces, labels=()):
-    """Draw each face's box, number, label and confidence on a copy of the frame, and bars of all its probabilities
-    where `labels` names them.
+def draw(frame: np.ndarray, faces: Sequence[Face], labels: Sequence[str] = ()) -> np.ndarray:
+    """Draw the box, track_id, label and confidence of each face on a copy of a frame.
 
-    frame: BGR uint8 (height, width, 3). faces: with box (x, y, width, height in pixels), number (None is not drawn),
-    label, confidence (0 to 1) and probabilities (0 to 1, in the order of `labels`).
+    Args:
+        frame: BGR uint8 (height, width, 3).
+        faces: Their boxes may reach out of the frame.
+        labels: The names of the probabilities, to draw a bar for each; empty for no bars.
     """
-    picture, scale, bars = frame.copy(), scale_of(frame), []
+    image, scale, taken = frame.copy(), _text_scale(frame), [face.box for face in faces]
     for face in faces:
-        colour = COLOURS.get(face.label, OTHER_COLOUR)
         x, y, width, height = face.box
         line = max(1, round(3 * scale))
-        for outline, ink in ((line + 2, DARK), (line, colour)):  # the dark rim is seen on any background
-            cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), ink, outline)
+        for thickness, colour in (
+            (line + 2, DARK),
+            (line, _colour(face.label)),
+        ):  # a dark rim is seen on any background
+            cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), colour, thickness)
         if labels:
-            bars.append(draw_bars(picture, face, labels, scale, [*(other.box for other in faces), *bars]))
+            taken.append(draw_bars(image, face, labels, scale, taken))
     for face in faces:  # last, so that nothing covers a text
-        sureness = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
-        colour = COLOURS.get(face.label, OTHER_COLOUR)
-        draw_label(picture, f"{face.track_id} {face.label}{sureness}", face.box[:2], scale, colour)
-    return picture
+        confidence = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
+        draw_label(image, f"{face.track_id} {face.label}{confidence}", face.box[:2], scale, _colour(face.label))
+    return image
 
 
-def draw_bars(picture, face, labels, scale, taken):
-    """A bar for each probability of a face, beside its box: on the side where there is more room, or the other one, or
-    on its chin where both would cover one of the boxes `taken`. Returns the place of the bars, a box like those."""
+def draw_bars(image: np.ndarray, face: Face, labels: Sequence[str], scale: float, taken: Sequence[tuple]) -> tuple:
+    """Draw a bar for each probability beside a face, on the side with more room; on its chin if a side is taken.
+
+    Returns:
+        The place of the bars, (x, y, width, height) as in `taken`.
+    """
     row, margin = round(24 * scale), round(6 * scale)
-    names = max(cv2.getTextSize(label, FONT, scale * 0.7, 1)[0][0] for label in labels)
-    longest = round(90 * scale)
-    width, height = names + longest + 3 * margin, row * len(labels) + margin
+    name_width = max(cv2.getTextSize(label, FONT, scale * 0.7, 1)[0][0] for label in labels)
+    bar_width = round(90 * scale)
+    width, height = name_width + bar_width + 3 * margin, row * len(labels) + margin
     x, y, box_width, box_height = face.box
-    beside = max(y, 2 * row)  # under a label at the upper edge
+    beside = max(y, 2 * row)  # below the label at the upper edge
     places = [(x + box_width + margin, beside), (x - margin - width, beside)]
-    if picture.shape[1] - x - box_width < x:
+    if image.shape[1] - x - box_width < x:
         places.reverse()
     places.append((x + (box_width - width) // 2, y + box_height - height))
     for left, top in places:
-        left = max(0, min(left, picture.shape[1] - width))
-        top = max(0, min(top, picture.shape[0] - height))
+        left = max(0, min(left, image.shape[1] - width))
+        top = max(0, min(top, image.shape[0] - height))
         place = left, top, width, height
         if all(disjoint(place, other) for other in taken):
             break
-    panel = picture[top : top + height, left : left + width]
-    panel[:] = panel // 4  # darkened, so that the scene stays to be seen
-    for index, (label, probability) in enumerate(zip(labels, face.probabilities, strict=True)):
-        bottom = (index + 1) * row
-        cv2.putText(
-            panel, label, (margin, bottom - row // 6), FONT, scale * 0.7, LIGHT, max(1, round(1.5 * scale)), cv2.LINE_AA
-        )
-        start, end = 2 * margin + names, 2 * margin + names + round(longest * float(probability))
-        cv2.rectangle(
-            panel, (start, bottom - row + margin), (end, bottom), COLOURS.get(label, OTHER_COLOUR), cv2.FILLED
-        )
+    panel = image[top : top + height, left : left + width]
+    panel[:] = panel // 4  # darker, but the scene stays visible
+    thickness, start = max(1, round(1.5 * scale)), 2 * margin + name_width
+    for bottom, label, probability in zip(range(row, height, row), labels, face.probabilities, strict=True):
+        cv2.putText(panel, label, (margin, bottom - row // 6), FONT, scale * 0.7, LIGHT, thickness, cv2.LINE_AA)
+        end = start + round(bar_width * float(probability))
+        cv2.rectangle(panel, (start, bottom - row + margin), (end, bottom), _colour(label), cv2.FILLED)
     return place
 
 
-def disjoint(one, other):
-    """Whether two boxes (x, y, width, height) have nothing in common."""
+def disjoint(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two boxes (x, y, width, height) have no pixel in common."""
     return any(one[i] + one[i + 2] <= other[i] or other[i] + other[i + 2] <= one[i] for i in (0, 1))
 
 
-def draw_status(picture, text):
-    """Write a small line of text into the lower left corner of a picture, in place, as small as it has to be to fit."""
-    scale = scale_of(picture) * 0.75
-    fits = scale * 0.95 * picture.shape[1] / cv2.getTextSize(text, FONT, scale, 1)[0][0]
-    draw_label(picture, text, (0, picture.shape[0]), min(scale, fits), (60, 60, 60))
+def draw_status(image: np.ndarray, text: str) -> None:
+    """Draw a line of text into the lower left corner of an image, in place, as small as it has to be to fit."""
+    scale = _text_scale(image) * 0.75
+    fitting = scale * 0.95 * image.shape[1] / cv2.getTextSize(text, FONT, scale, 1)[0][0]
+    draw_label(image, text, (0, image.shape[0]), min(scale, fitting), STATUS_COLOUR)
 
 
-def scale_of(picture):
-    """The size of letters, so that they can be read in a picture of any size."""
-    return max(0.4, min(picture.shape[:2]) / 800)
-
-
-def draw_label(picture, text, corner, scale, colour):
-    """Write text on a plate of `colour` whose lower left corner is at `corner`, moved into the picture if need be."""
+def draw_label(image: np.ndarray, text: str, corner: tuple[int, int], scale: float, colour: tuple) -> None:
+    """Draw text on a plate of a colour; `corner` is its lower left one, moved into the image if necessary."""
     thickness = max(1, round(2 * scale))
-    (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
+    (width, height), baseline = cv2.getTextSize(text, FONT, scale, thickness)
     margin = max(2, round(6 * scale))
-    plate_width, plate_height = width + 2 * margin, height + below + 2 * margin
-    left = max(0, min(corner[0], picture.shape[1] - plate_width))
-    top = max(0, min(corner[1], picture.shape[0]) - plate_height)
-    cv2.rectangle(picture, (left, top), (left + plate_width, top + plate_height), colour, cv2.FILLED)
+    plate_width, plate_height = width + 2 * margin, height + baseline + 2 * margin
+    left = max(0, min(corner[0], image.shape[1] - plate_width))
+    top = max(0, min(corner[1], image.shape[0]) - plate_height)
+    cv2.rectangle(image, (left, top), (left + plate_width, top + plate_height), colour, cv2.FILLED)
     luma = np.dot(colour, (0.114, 0.587, 0.299))  # ITU-R BT.601, of blue, green, red
-    ink = DARK if luma > 110 else LIGHT
-    cv2.putText(picture, text, (left + margin, top + margin + height), FONT, scale, ink, thickness, cv2.LINE_AA)
+    text_colour = DARK if luma > 110 else LIGHT
+    cv2.putText(image, text, (left + margin, top + margin + height), FONT, scale, text_colour, thickness, cv2.LINE_AA)
+
+
+def _colour(label):
+    return COLOURS.get(label, OTHER_COLOUR)
+
+
+def _text_scale(image):
+    return max(0.4, min(image.shape[:2]) / 800)  # legible in an image of any size
