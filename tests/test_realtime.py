@@ -330,7 +330,7 @@ def test_the_line_of_keys_is_hidden_and_shown_again(frame):
     preview.window = SimpleNamespace(show=lambda picture, rate: shown.append(picture) or next(keys))
     for _ in range(3):
         preview.last = None  # else the line tells how many frames a second there are
-        assert preview.show(frame, [], SimpleNamespace(still=False, camera=False, rate=None))
+        assert preview.show(frame, [], SimpleNamespace(is_image=False, camera=False, fps=None))
     np.testing.assert_array_equal(shown[1], frame)
     np.testing.assert_array_equal(shown[2], shown[0])
     assert (shown[0] != frame).any()
