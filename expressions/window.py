@@ -38,13 +38,9 @@ def has_display() -> bool:
 
 
 class Window:
-    """A window on the screen, open within the `with` block.
+    """A window on the screen, within a `with` block. Raises UserError if there is no screen or OpenCV has no windows.
 
-    The screen is looked for once, when the window opens. If the X server ends later, Qt prints a line and ends the
-    process with status 1.
-
-    Raises:
-        UserError: There is no screen, or this OpenCV can't open windows.
+    If the X server ends while it is open, Qt prints a line and ends the process with status 1.
     """
 
     def __init__(self, title: str) -> None:

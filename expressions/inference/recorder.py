@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -20,17 +19,16 @@ MIN_FREE_BYTES = 2**20  # left free on the disk, because finishing a video takes
 
 
 class Recorder:
-    """The file that annotated images are written to: a video, or an image where the source is one.
+    """Write annotated images to a file in a `with` block: a video, or an image where the source is one.
 
-    Use it in a `with` block. The file is NAME.partial.SUFFIX until the block ends, also by an exception; then it gets
-    its name, and `saved` is True. A video has the source's frame rate (DEFAULT_FPS where that has none) and no sound.
-    Each frame is shown at its own time: a gap is filled with the frame before it; of frames that are closer than the
-    frame rate allows, the first is kept. A gap of more than LOST_TIMEOUT in a live source is a pause by the user; it is
-    left out.
+    The file is NAME.partial.SUFFIX until the block ends, also by an exception; then it gets its name, and `saved` is
+    True. A video has the source's frame rate (DEFAULT_FPS where that has none) and no sound. Each frame is shown at its
+    own time: a gap is filled with the frame before it; of frames that are closer than the frame rate allows, the first
+    is kept. In a live source, a gap of more than LOST_TIMEOUT is a pause by the user, which is left out.
 
     Raises:
-        UserError: The suffix doesn't fit; the file exists and `overwrite` is False; another program is writing it; or
-            it can't be written. Then NAME.partial.SUFFIX has what was written, and an older file is unchanged.
+        UserError: The suffix doesn't fit, the file exists and `overwrite` is False, another program is writing it, or
+            it can't be written. What was written stays in NAME.partial.SUFFIX, and an older file is unchanged.
     """
 
     def __init__(self, path: Path, source: Source, overwrite: bool = False) -> None:
@@ -63,19 +61,18 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def _fail(self, reason: str) -> NoReturn:
+    def _fail(self, reason):
         raise UserError(f"--save {self.path}: {reason}")
 
-    def _check_overwrite(self, note: str = "") -> None:
+    def _check_overwrite(self, note=""):
         if self.path.is_dir() or (self.path.exists() and not self.overwrite):
             self._fail(f"exists already; choose another name or remove it, or add --overwrite{note}")
 
     def write(self, image: np.ndarray, seconds: float) -> None:
-        """Write the frame at a time of the source.
+        """Write the frame that the source had at `seconds`.
 
         Args:
-            image: BGR uint8 (height, width, 3). In a video, it is resized to the size of the first one. An image file
-                keeps the latest one.
+            image: BGR uint8 (height, width, 3). A video resizes it to its first one; an image file keeps the last one.
             seconds: The frame's time in the source.
         """
         if self.source.is_image:
@@ -94,7 +91,7 @@ class Recorder:
             self.frame_count += 1
         self.latest_image, self.latest_seconds = image, seconds
 
-    def _write_image(self, image: np.ndarray) -> None:
+    def _write_image(self, image):
         try:
             self.partial.write_bytes(cv2.imencode(self.path.suffix, image)[1])
         except (OSError, cv2.error) as error:
@@ -102,14 +99,14 @@ class Recorder:
             self._fail(f"can't be written ({getattr(error, 'strerror', None) or 'too large for this ending'})")
         self.frame_count = 1
 
-    def _open_writer(self) -> None:
+    def _open_writer(self):
         codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
         with suppress_output():  # OpenCV warns of the tag of every WebM file, though it knows it
             self.writer = cv2.VideoWriter(os.fsencode(os.path.abspath(self.partial)), codec, self.fps, self.size)
         if not self.writer.isOpened():
             self._fail(f"OpenCV can't write a video of {self.size[0]}x{self.size[1]} pixels in this format; try .avi")
 
-    def _check_free_space(self, image: np.ndarray) -> None:
+    def _check_free_space(self, image):
         """Finish the video while there is space to finish it: OpenCV doesn't tell when the disk is full."""
         try:
             total, _, free = shutil.disk_usage(self.partial.parent)
@@ -118,7 +115,7 @@ class Recorder:
         if total and free < MIN_FREE_BYTES + 64 * self.frame_count + image.nbytes:  # 64: the index, written last
             self._stop(f"the disk is full; what there is lies in {self.partial}")
 
-    def _stop(self, reason: str) -> NoReturn:
+    def _stop(self, reason):
         self.writer.release()
         self.frame_count = 0  # so that the partial file doesn't get its name
         self._fail(reason)
@@ -142,7 +139,7 @@ class Recorder:
             self._fail(f"can't be replaced ({error.strerror}); the new one is {self.partial}")
         self.saved = True
 
-    def _is_complete(self) -> bool:
+    def _is_complete(self):
         """Read the last frame back, because OpenCV's writer doesn't tell when something went wrong."""
         last, capture = self.frame_count - 1, cv2.VideoCapture(os.fsencode(os.path.abspath(self.partial)))
         capture.set(cv2.CAP_PROP_POS_FRAMES, last)

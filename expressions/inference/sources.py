@@ -29,6 +29,7 @@ MIN_STEP, MAX_STEP = 0.001, 600  # seconds between two frames of a video; files 
 SEEK_MARGIN = 5  # seconds to start before the wanted time: right after a jump, frames may lack those they build on
 MAX_BROKEN_LIVE, MAX_BROKEN_FILE = 3, 1000  # frames in a row, before a stream is opened again, a file ended
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
+DIGITS = re.compile("([0-9]+)")
 URL = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # scheme and path
 STREAM_SCHEMES = set("rtmp rtmps rtp rtsp rtsps srt tcp udp".split())  # live, whatever suffix the path has
 # OpenCV's own choice takes half a minute on Windows
@@ -51,14 +52,11 @@ def is_list(source: str) -> bool:
 
 
 def expand_sources(source: str) -> list[str]:
-    """Return the single sources that a word of the command line names, each for `Source`.
+    """Return the single sources that a word of the command line names; raise UserError if there are none to read.
 
-    A folder (without its subfolders) or a pattern such as "holiday/*.jpg" becomes its images and videos, chosen by
-    suffix and in natural order: 2 before 10. A .txt file becomes its lines. All else is returned as it is. An existing
-    path is no pattern; digits are a camera's index unless a file has that name (write ./0 for a folder called 0).
-
-    Raises:
-        UserError: A folder or list can't be read, or there are no images and videos.
+    A folder (without its subfolders) or a pattern such as "holiday/*.jpg" becomes its images and videos, by suffix, in
+    natural order: 2 before 10. A .txt file becomes its lines. All else, and a pattern that exists as a file, stays as
+    it is. Digits are a camera's index unless a file has that name (write ./0 for a folder called 0).
     """
     if is_list(source):
         return list(read_source_list(source))
@@ -76,9 +74,7 @@ def expand_sources(source: str) -> list[str]:
     names = [str(path) for path in paths if not os.path.isdir(path)]  # keep dangling links: opening them tells the user
     if not names:
         raise UserError(f"{source}: no image or video there; known endings are {', '.join(sorted(suffixes))}")
-    return sorted(
-        names, key=lambda name: [int(x) if i % 2 else x.lower() for i, x in enumerate(re.split("([0-9]+)", name))]
-    )
+    return sorted(names, key=lambda name: [int(x) if i % 2 else x.lower() for i, x in enumerate(DIGITS.split(name))])
 
 
 def read_source_list(path: str) -> Iterator[str]:
@@ -97,12 +93,8 @@ def read_source_list(path: str) -> Iterator[str]:
 
 
 def output_path(name: str, source: str) -> str:
-    """Return where the result of the file `name` belongs, relative to the folder of results.
-
-    Args:
-        name: One of `expand_sources(source)`.
-        source: The result lies as `name` does in this folder or in the pattern's; for a list, in the working directory.
-    """
+    """Return the path of a file's result in the folder of results: as the file lies in the folder `source`, or in the
+    pattern's; where `source` is a list, in the working directory."""
     root = "" if is_list(source) else source
     while not os.path.isdir(root or "."):
         root = os.path.dirname(root)
@@ -125,23 +117,19 @@ class Source:
     """The frames of a camera, a live stream, a video file or an image: iterate over it in a `with` block.
 
     A file gives every frame, in order. A live source gives the newest one, so that a slow program can't fall behind.
+    Raises UserError if it can't be opened or read, and, while iterating, if a live source is lost for LOST_TIMEOUT.
 
     Args:
         source: One of `expand_sources`.
         size: (width, height) in pixels to ask of a camera; None for its own choice.
-        start: Where to begin in a video, in seconds; there may be no frames from there on. Some files can't be entered
-            in the middle.
+        start: Where to begin in a video, in seconds; there may be no frames from there on. A few files can't be sought.
 
     Attributes:
         name: The source, without the user and password of a URL.
         camera, live, is_image: Whether it is a camera; a camera or a stream; a single image.
         fps, frame_count: What a video file says of itself; None if unknown or another kind of source.
         skipped, dropped: How many broken frames were left out, and live ones replaced by newer ones, so far.
-        missing_seconds: By how much a video, read to its end, is shorter than it says, if by more than a second: it is
-            damaged, or was cut without being encoded again.
-
-    Raises:
-        UserError: It can't be opened or read; while iterating, a live source was lost for LOST_TIMEOUT.
+        missing_seconds: By how much a video, read to its end, is shorter than it says, if by more than a second.
     """
 
     def __init__(self, source: str | os.PathLike, size: tuple[int, int] | None = None, start: float = 0.0) -> None:
@@ -195,19 +183,18 @@ class Source:
 
     def _open(self):
         """Open the source. The result isn't open if that fails, or if the frames are too large."""
-        capture = self._open_camera() if self.camera else self._open_file()
+        if self.camera:
+            capture = self._open_camera()
+        elif self.url:
+            options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * LOST_TIMEOUT)]
+            options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * STALL_TIMEOUT)]
+            options += [cv2.CAP_PROP_N_THREADS, 1] * self.live  # each further thread of the decoder holds a frame back
+            capture = cv2.VideoCapture(os.fsencode(self.address), cv2.CAP_FFMPEG, options)  # a str must be UTF-8
+        else:
+            capture = cv2.VideoCapture(os.fsencode(os.path.abspath(self.address)))  # 12:30.mp4 looks like a URL
         if capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT) > MAX_IMAGE_PIXELS:
             capture.release()  # before the first frame is decoded, which memory may not hold
         return capture
-
-    def _open_file(self):
-        # as bytes: OpenCV crashes on a name that isn't UTF-8
-        if not self.url:
-            return cv2.VideoCapture(os.fsencode(os.path.abspath(self.address)))  # to FFmpeg, 12:30.mp4 has a protocol
-        options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * LOST_TIMEOUT)]
-        options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * STALL_TIMEOUT)]
-        options += [cv2.CAP_PROP_N_THREADS, 1] * self.live  # each further thread of the decoder holds a frame back
-        return cv2.VideoCapture(os.fsencode(self.address), cv2.CAP_FFMPEG, options)
 
     def _open_camera(self):
         index = int(self.address) if self.address.isdecimal() else self.address
@@ -242,8 +229,8 @@ class Source:
         self.fps = fps if known else DEFAULT_FPS
         self.frame_count = int(frame_count) if known and 0 < frame_count < 1e9 else None
         end = self.frame_count / self.fps if self.frame_count else float("inf")
-        seek = self.start > SEEK_MARGIN
-        if seek:
+        after_seek = self.start > SEEK_MARGIN
+        if after_seek:
             self.capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - SEEK_MARGIN))
         expected, broken, failing_since = 0.0, 0, 0.0  # expected: time of the next frame
         # a read fails on a broken frame just as after the last one, but the next read goes on behind it
@@ -255,7 +242,7 @@ class Source:
                 continue
             self.skipped, broken = self.skipped + broken, 0
             reported = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            expected, seek = reported if seek else expected, False
+            expected, after_seek = reported if after_seek else expected, False
             latest = expected - 1 / self.fps
             credible = latest + MIN_STEP < reported < latest + MAX_STEP and reported < end + 1
             seconds = reported if credible else expected  # some frames lack their time
@@ -279,10 +266,9 @@ class Source:
                 self.arrived.wait(0.1)  # not longer: Windows heeds Ctrl-C between waits only
                 self.arrived.clear()
             image, seconds, number = self.newest.pop()
-            if taken:
-                self.dropped += number - taken - 1
-            else:
-                start = seconds
+            if not taken:
+                start, taken = seconds, number - 1
+            self.dropped += number - taken - 1
             taken = number
             yield image, seconds - start
 
