@@ -490,7 +490,7 @@ def finish(best, data, options, run):
     validation = data.splits["validation"]
     weights, votes = ([np.float32(np.float16(each)) for each in part or ()] for part in (network.get_weights(), votes))
     network.set_weights(weights)  # as the file has them
-    classifier = Classifier(complete_network(network, votes, data.labels), facts)
+    classifier = Classifier(complete_network(network, votes), facts)
     views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
     facts["temperature"] = report.fit_temperature(views, validation.labels)
     evaluations = report.evaluate(classifier, validation, data.labels)

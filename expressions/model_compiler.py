@@ -1,4 +1,4 @@
-"""What runs in the limited process: validate a model file, read its weights, and compile its network to LiteRT.
+"""What runs in the limited process: validate a model file, read its weights, or compile its network to LiteRT.
 
 A LiteRT file needs no TensorFlow to run, and is faster than Keras. See `model_file.run_sandboxed` for the other side.
 """
@@ -27,46 +27,46 @@ LAYERS = {
     "__keras_tensor__",  # in the place of a layer's input
 }  # fmt: skip
 TRAINED_WITH = ("_initializer", "_regularizer", "_constraint")  # endings of what only matters in training
-# bounds of a file's HDF5 objects and text, far above those of networks that people use
-MAX_OBJECTS, MAX_DEPTH, MAX_TEXT_BYTES, MAX_IMAGE_SIZE = 2**15, 64, 2**24, 512
-# of this process: a network of 700 layers takes NN s and N GB
-MAX_CPU_SECONDS, MAX_MEMORY_BYTES = 90, 2**32
+MAX_OBJECTS, MAX_DEPTH, MAX_TEXT_BYTES = 2**15, 64, 2**24  # in a file; far above those of networks that people use
+# of this process; DenseNet201 (709 layers, images of 224 pixels) takes 86 s and 2.6 GB
+CHECK_SECONDS, COMPILE_SECONDS, MAX_MEMORY_BYTES = 30, 180, 2**32
 TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
 SAMPLES = 64  # faces on which both have to agree
 
 
 def check_main() -> None:
     """Do what `model_file.run_sandboxed` asks for, within limits, and write the result to stdout."""
-    limit_resources()
     action, path, given = sys.argv[2:]
     with suppress_output():
         result = run(action, path, **json.loads(given))
     sys.stdout.buffer.write(result)
 
 
-def limit_resources() -> None:
-    """Limit processor time, memory and the size of files of this process."""
-    with contextlib.suppress(ImportError):  # Windows has none
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS,) * 2)
-        # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
-        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES,) * 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MAX_FILE_BYTES,) * 2)
-
-
 def run(action: str, path: str, **given: object) -> bytes:
     """The metadata as a line of JSON and the content for `action`; or an error message as a JSON text."""
     try:
+        limit_resources(CHECK_SECONDS)
         metadata, config = validate_model_file(path, **given)
         content = b""
         if action == "weights":
             content = dump_weights(path)
         elif action == "compile":
+            limit_resources(COMPILE_SECONDS)
             content = compile_network(path, metadata, config)
     except UserError as error:
         return json.dumps(str(error)).encode()
     return json.dumps(metadata).encode() + b"\n" + content
+
+
+def limit_resources(seconds: int) -> None:
+    """Limit the processor time, the memory and the size of output files of this process."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, COMPILE_SECONDS))
+        # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES,) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MAX_FILE_BYTES,) * 2)
 
 
 def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
@@ -77,7 +77,7 @@ def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
         given: Metadata that replaces the file's own: labels, scaling.
 
     Returns:
-        The metadata, and the network's configuration, see `sanitize_config`.
+        The metadata, and the network's configuration after `sanitize_config`.
 
     Raises:
         UserError: It is missing, damaged or too large, has a layer that is not in LAYERS, refers to other files, or has
@@ -90,8 +90,8 @@ def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
             check_objects(file, path)
             texts = [read_text_attribute(file, name) for name in ("facts", "model_config")]
             metadata, config = parse_metadata(*texts, given, path)
-            # whoever removed the metadata, to add his own, can't have kept the digest right
-            expected = read_text_attribute(file, "digest") if texts[0] is not None else None
+            # someone may have removed the metadata, to write other
+            expected = read_text_attribute(file, "digest") if "facts" in file.attrs else None
             if expected and expected != digest(file):
                 raise UserError(f"{path}: some of it has changed since it was written; copy or train it again")
     except UserError:
@@ -100,10 +100,10 @@ def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
         raise UserError(f"{path}: not a whole .h5 file; copy or train it again") from None
     if path.suffix not in (".h5", ".hdf5") or path.stem.endswith(".weights"):  # by which Keras tells what is in it
         raise UserError(f"{path}: the name of a model file has to end in .h5, and not in .weights.h5; rename it")
-    labels, scaling = metadata.get("labels"), metadata.get("scaling")
+    labels = metadata.get("labels")
     if labels and len(set(labels)) < len(labels):
         raise UserError(f"{path}: two of its labels are the same: {', '.join(labels)}")
-    if not labels or not scaling:
+    if not labels or not metadata.get("scaling"):
         raise UserError(
             f"{path}: doesn't tell its labels and scaling; use a model that train.py wrote, "
             "or to measure another one, give train.py --labels and --scaling"
@@ -190,9 +190,9 @@ def check_objects(file: h5py.File, path: Path) -> None:
                 raise UserError(f"{path}: some of its weights are missing or compressed; save it again with Keras")
         elif item.name.count("/") > MAX_DEPTH or len(seen) + len(waiting) + len(item) > MAX_OBJECTS:
             raise UserError(f"{path}: holds more parts than this program takes; don't use it")
+        elif not all(isinstance(item.get(name, getlink=True), h5py.HardLink) for name in item):
+            raise UserError(f"{path}: links to another file; don't use it")
         else:
-            if not all(isinstance(item.get(name, getlink=True), h5py.HardLink) for name in item):
-                raise UserError(f"{path}: links to another file; don't use it")
             waiting += item.values()
     if file_bytes - array_bytes > MAX_TEXT_BYTES:
         raise UserError(f"{path}: holds more text than this program takes; don't use it")
@@ -200,71 +200,71 @@ def check_objects(file: h5py.File, path: Path) -> None:
 
 def dump_weights(path: str | Path) -> bytes:
     """The weights of a model file as an .npz file; see `model_file.read_weights`."""
-    content = io.BytesIO()
+    content, votes = io.BytesIO(), read_votes_layer(path)
     try:
         with h5py.File(path) as file:
-            layers = [file["model_weights"][name] for name in file["model_weights"].attrs["layer_names"]]
-            weights = [layer[name][()] for layer in layers for name in layer.attrs["weight_names"]]
-        votes = dict(zip(("kernel", "bias"), read_votes_layer(path) or (), strict=False))
-        np.savez(content, *(np.float32(each) for each in weights), **votes)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError):
+            group = file["model_weights"]
+            layers = [group[name] for name in group.attrs["layer_names"]]
+            weights = [np.float32(layer[name]) for layer in layers for name in layer.attrs["weight_names"]]
+    except (KeyError, TypeError, ValueError, MemoryError):
         raise UserError(f"{path}: its weights are damaged; copy or train it again") from None
-    check_finite(weights, path)
+    check_finite([*weights, *(votes or ())], path)
+    np.savez(content, *weights, **dict(zip(("kernel", "bias"), votes or (), strict=False)))
     return content.getvalue()
 
 
-def read_votes_layer(path: str | Path) -> tuple[np.ndarray, np.ndarray] | None:
+def read_votes_layer(path: str | Path) -> list[np.ndarray] | None:
     """The kernel and bias of the layer that predicts votes, None without one; see `model_file.write_votes_layer`."""
     with h5py.File(path) as file:
-        if "votes" not in file:
-            return None
         try:
-            votes = np.float32(file["votes/kernel"]), np.float32(file["votes/bias"])
-        except (KeyError, TypeError, AttributeError, OSError):
+            return [np.float32(file["votes"][name]) for name in ("kernel", "bias")] if "votes" in file else None
+        except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: its layer for votes is damaged; copy or train it again") from None
-    check_finite(votes, path)
-    return votes
 
 
-def check_finite(weights, path):
-    if not all(np.isfinite(each).all() for each in weights):
+def check_finite(arrays, path):
+    if not all(np.isfinite(each).all() for each in arrays):
         raise UserError(f"{path}: some of its weights are no numbers but NaN or infinity; train it again")
 
 
-def complete_network(network, votes, labels, path=""):
-    """Let a Keras network give logits, and votes too.
-
-    Args:
-        network: A Keras model whose last layer gives logits or probabilities for `labels`.
-        votes: As `read_votes_layer` returns.
-        labels: The class names.
-        path: Named in errors.
+def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
+    """Compile the network of a validated model file to LiteRT.
 
     Returns:
-        A Keras model that gives float32 (n, columns): a column for each label and, with `votes`, one for each of its
-        answers.
+        A LiteRT file; its network has the inputs and outputs of `complete_network`.
 
     Raises:
-        UserError: The layer for votes doesn't fit, or weights are NaN or infinite.
+        UserError: Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
     """
-    import keras
+    # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
+    faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
+    try:
+        import tensorflow  # its converter has no other home
 
-    check_finite(network.get_weights(), path)
-    last, outputs = network.layers[-1], network.outputs[0]
-    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
-    if votes:
-        features = network.layers[-2].output
-        if [part.shape for part in votes] != [(features.shape[-1], len(labels) + 1), (len(labels) + 1,)]:
-            raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
-        layer = keras.layers.Dense(len(labels) + 1, name="votes")
-        outputs = keras.ops.concatenate([outputs, layer(features)], axis=1)
-        layer.set_weights(votes)
-    return keras.Model(network.inputs, outputs)
+        network = complete_network(build_network(path, config, metadata["labels"]), read_votes_layer(path), path)
+        expected = predict_all(network, metadata, faces)  # may fail where the converter takes minutes to
+        content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
+        compiled = CompiledNetwork(content)
+        actual = predict_all(compiled, metadata, faces)
+        predict_all(compiled, metadata, faces[:1])
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except ImportError:
+        raise UserError("TensorFlow compiles a model before its first use: pip install tensorflow") from None
+    except Exception as error:  # whatever Keras and TensorFlow make of a damaged file
+        first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
+    if (actual.argmax(axis=2) != expected.argmax(axis=2)).any() or np.abs(actual - expected).max() > TOLERANCE:
+        raise UserError(f"{path}: its compiled network differs from Keras's; train it again")
+    return content
+
+
+def predict_all(network, metadata, faces):
+    classifier = Classifier(network, metadata)
+    return np.array([classifier.predict_proba(faces, votes=votes) for votes in {False, classifier.has_votes}])
 
 
 def build_network(path, config, labels):
-    """Build the Keras model of a model file from its configuration, and load its weights."""
     import keras
 
     kind = keras.Sequential if config["class_name"] == "Sequential" else keras.Model
@@ -272,48 +272,38 @@ def build_network(path, config, labels):
     takes, gives = tuple(network.input_shape), tuple(network.output_shape)
     if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
         raise UserError(f"{path}: takes input of the shape {takes}, not square pictures with 1 or 3 channels")
-    if takes[1] > MAX_IMAGE_SIZE:
-        raise UserError(f"{path}: takes pictures of {takes[1]} pixels a side; {MAX_IMAGE_SIZE} are the most")
     if gives != (None, len(labels)):
         raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {labels}")
     network.load_weights(path)
     return network
 
 
-def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
-    """Compile the network of a validated model file to LiteRT.
+def complete_network(network, votes=None, path="the network"):
+    """Make a Keras network give logits, and votes too.
+
+    Args:
+        network: A Keras model whose last layer gives a logit or a probability for each label.
+        votes: Kernel and bias of the layer that predicts votes from the features before the last layer, if there is
+            one; see `model_file.write_votes_layer`.
+        path: Name of the network in errors.
 
     Returns:
-        A LiteRT file. Its network takes float32 (n, size, size, channels) and gives logits; see `complete_network`.
+        A Keras model that gives float32 (n, columns): a logit for each label and, with `votes`, for each of its answers.
 
     Raises:
-        UserError: Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
+        UserError: The layer for votes doesn't fit, or weights are NaN or infinite.
     """
-    try:
-        import tensorflow  # its converter has no other home
+    import keras
 
-        network = complete_network(
-            build_network(path, config, metadata["labels"]), read_votes_layer(path), metadata["labels"], path
-        )
-        # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
-        faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
-        expected = predict_all(Classifier(network, metadata), faces)  # before the converter, which takes longer
-        content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
-        compiled = Classifier(CompiledNetwork(content), metadata)
-        actual, first = predict_all(compiled, faces), predict_all(compiled, faces[:1])
-    except ImportError:
-        raise UserError("a model is compiled by TensorFlow once; install it: pip install tensorflow") from None
-    except UserError:
-        raise
-    except Exception as error:  # whatever Keras and TensorFlow make of a damaged file
-        first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
-    same_label = (actual.argmax(axis=2) == expected.argmax(axis=2)).all()
-    if not same_label or max(np.abs(actual - expected).max(), np.abs(first - expected[:, :1]).max()) > TOLERANCE:
-        raise UserError(f"{path}: its compiled network differs from Keras's; train it again")
-    return content
-
-
-def predict_all(classifier, faces):
-    """The probabilities of labels, and of votes if there are any: float32 (1 or 2, n, classes)."""
-    return np.array([classifier.predict_proba(faces, votes=votes) for votes in {False, classifier.has_votes}])
+    check_finite([*network.get_weights(), *(votes or ())], path)
+    last, outputs = network.layers[-1], network.outputs[0]
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
+    if votes:
+        features, answers = network.layers[-2].output, network.output_shape[-1] + 1
+        if [part.shape for part in votes] != [(features.shape[-1], answers), (answers,)]:
+            raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
+        layer = keras.layers.Dense(answers, name="votes")
+        outputs = keras.ops.concatenate([outputs, layer(features)], axis=1)
+        layer.set_weights(votes)
+    return keras.Model(network.inputs, outputs)

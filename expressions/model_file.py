@@ -29,27 +29,20 @@ SCALINGS = {
     ),
 }
 MAX_FILE_BYTES = 2**30
-MAX_SECONDS = 120  # for the other process; it limits its processor time and memory itself
+MAX_SECONDS = 600  # of the other process, if it waits; `model_compiler` has the limits of processor time and memory
 
 
 def read_metadata(path: str | os.PathLike) -> dict:
-    """Read the metadata of a model file, such as labels, scaling, temperature and metrics.
-
-    Raises:
-        UserError: The file is missing, damaged or unsafe, or has no labels or scaling.
-    """
+    """Read the metadata of a model file; UserError if it is missing, damaged or unsafe, or lacks labels or scaling."""
     return run_sandboxed("metadata", path)[0]
 
 
 def read_weights(path: str | os.PathLike) -> tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
-    """Read the weights of a model file that train.py wrote.
+    """Read the weights of a model file that train.py wrote; UserError as `read_metadata`.
 
     Returns:
         The network's weights in the order of Keras's `get_weights`, and the kernel and bias of the layer that predicts
         votes, None without one. All are float32 and finite.
-
-    Raises:
-        UserError: As `read_metadata`.
     """
     with np.load(io.BytesIO(run_sandboxed("weights", path)[1])) as arrays:
         votes = (arrays["kernel"], arrays["bias"]) if "kernel" in arrays else None
@@ -60,7 +53,7 @@ def write_metadata(path: str | os.PathLike, metadata: dict) -> None:
     """Replace the metadata of a model file.
 
     Args:
-        path: The file.
+        path: The model file.
         metadata: JSON values: labels (in the order of the outputs), scaling (a name in SCALINGS), perhaps a
             temperature, and whatever else should travel with the network, such as metrics, data and versions.
     """
@@ -73,7 +66,7 @@ def write_votes_layer(path: str | os.PathLike, kernel: np.ndarray, bias: np.ndar
     """Add the layer that predicts votes from the features before the last layer to a model file.
 
     Args:
-        path: The file.
+        path: The model file.
         kernel: float32 (features, classes + 1); the last column is for other answers.
         bias: float32 (classes + 1).
     """
@@ -143,7 +136,7 @@ def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tupl
         given: Metadata that replaces the file's own: labels, scaling.
 
     Returns:
-        The metadata; and for "weights" an .npz file, for "compile" a LiteRT file.
+        The metadata, and content: for "weights" an .npz file, for "compile" a LiteRT file.
 
     Raises:
         UserError: The file is missing, damaged or unsafe, lacks metadata, or takes more than the limits.
@@ -154,16 +147,10 @@ def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tupl
     command = [sys.executable, "-Pc", code, str(Path(__file__).parents[1]), action, os.path.abspath(path)]
     # TensorFlow's converter writes temporary files; a process that is stopped leaves them behind
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
-        environment = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1", "TMPDIR": folder}
+        variables = os.environ | {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1", "TMPDIR": folder}
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.DEVNULL}
         try:
-            subprocess.run(
-                [*command, json.dumps(given)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-                env=os.environ | environment,
-                timeout=MAX_SECONDS,
-            )
+            subprocess.run([*command, json.dumps(given)], **streams, env=variables, timeout=MAX_SECONDS)
             output.seek(0)
             first_line, _, content = output.read().partition(b"\n")
             metadata = json.loads(first_line)

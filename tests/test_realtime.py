@@ -58,8 +58,8 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
         Classifier,
-        "probabilities",
-        lambda self, faces, mirrored, votes: np.tile(certain, (len(faces), 1)),
+        "predict_proba",
+        lambda self, faces, flip_tta, votes: np.tile(certain, (len(faces), 1)),
     )
     arguments = ["--source", str(picture), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
     assert realtime_detect.main(arguments) == 0

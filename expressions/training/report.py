@@ -128,7 +128,7 @@ def evaluate(classifier, split, labels):
     if split.votes is not None:
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
-    ways = {"single view": {}, "with mirrored view": {"mirrored": True}}
+    ways = {"single view": {}, "with mirrored view": {"flip_tta": True}}
     if classifier.has_votes and votes is not None:
         ways["votes"] = {"votes": True}
     return {
