@@ -18,10 +18,11 @@ from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write
 
 import realtime_detect
 from expressions import EMOTIONS
-from expressions.classifier import Classifier, write_facts
+from expressions.classifier import Classifier
 from expressions.inference import overlay
 from expressions.inference.sources import Source
 from expressions.inference.viewer import Viewer
+from expressions.model_file import write_metadata
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
         Classifier,
-        "probabilities",
-        lambda self, faces, mirrored, votes: np.tile(certain, (len(faces), 1)),
+        "predict_proba",
+        lambda self, faces, flip_tta, votes: np.tile(certain, (len(faces), 1)),
     )
     arguments = ["--source", str(picture), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
     assert realtime_detect.main(arguments) == 0
@@ -184,7 +185,7 @@ def failing(case, tmp_path, trained, picture):
     """Arguments that can't work, and the words that say so."""
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
-        write_facts(broken, {"labels": ["one", "two"], "scaling": "unit"})
+        write_metadata(broken, {"labels": ["one", "two"], "scaling": "unit"})
     for name in ("empty.xml", "old.png", "old.csv"):
         (tmp_path / name).touch()
     save = ["--save", str(tmp_path / "out.png")]

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from expressions import UserError, compiled
+from expressions import UserError
 from expressions.classifier import Classifier
 from expressions.images import crop
 from expressions.inference.detector import HaarDetector
@@ -37,17 +37,9 @@ class ExpressionRecognizer:
 
     def __init__(self, model: Path = MODEL, cascade: Path = CASCADE, votes: bool = False, threads: int | None = None):
         self.detector, self.votes = HaarDetector(cascade), votes
-        network = compiled.load(model, threads)
-        self.classifier = Classifier(model, network)
-        if votes and not self.classifier.votes:
+        self.classifier = Classifier.load(model, threads=threads)
+        if votes and not self.classifier.has_votes:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
-        if not network:
-            print(f"Compiling {model}: this takes some seconds, once ...", flush=True)
-            network = compiled.build(self.classifier, model, threads)
-            if network:
-                self.classifier.network = network
-            else:
-                print("Compiling failed (is ai-edge-litert installed?): Keras is used instead, which is slower.")
         self.labels = self.classifier.labels
         self.reset()
 
@@ -93,7 +85,7 @@ class ExpressionRecognizer:
             face = crop(gray, track.box)
             # of an image, both mirror images are classified; of a video, they take turns, and smoothing unites them
             crops.append(cv2.flip(face, 1) if track.times_classified % 2 else face)
-        probabilities = self.classifier.probabilities(crops, mirrored=seconds is None, votes=self.votes)
+        probabilities = self.classifier.predict_proba(crops, flip_tta=seconds is None, votes=self.votes)
         for track, row in zip(selected, probabilities, strict=True):
             track.update_expression(row, seconds or 0.0)
         return [track.to_face(self.labels) for track in tracks]

@@ -1,0 +1,50 @@
+"""Open model files in the limited process, forked from one that has TensorFlow already, which saves seconds."""
+
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from unittest import mock
+
+import pytest
+from conftest import ROOT
+
+from expressions import UserError, model_compiler
+from expressions.classifier import Classifier, CompiledNetwork
+
+STOPPED = "stopped"
+
+
+def run_limited(action, path, seconds=20, **given):
+    """The metadata and the content that `model_compiler.run` gives, or an error message and nothing.
+
+    The message is STOPPED if the process took more time or memory than its limits."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs a process to fork from")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow", "keras", "limited"])
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "CUDA_VISIBLE_DEVICES": "-1"}
+    with mock.patch.dict(os.environ, environment):  # only its own
+        forkserver.ensure_running()
+    with ProcessPoolExecutor(1, context) as pool:
+        try:
+            first_line, _, content = pool.submit(_run, seconds, action, str(path), given).result().partition(b"\n")
+        except BrokenProcessPool:
+            return STOPPED, b""
+    return json.loads(first_line), content
+
+
+def _run(seconds, action, path, given):
+    with mock.patch.multiple(model_compiler, COMPILE_SECONDS=seconds, CHECK_SECONDS=min(seconds, 10)):
+        with model_compiler.suppress_output():
+            return model_compiler.run(action, path, **given)
+
+
+def load(path, **given):
+    """As `Classifier.load`, without the cache."""
+    metadata, content = run_limited("compile", path, **given)
+    if isinstance(metadata, str):
+        raise UserError(metadata)
+    return Classifier(CompiledNetwork(content), metadata)
