@@ -28,7 +28,8 @@ from tqdm import tqdm
 from expressions.inference import batch, overlay
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
 from expressions.inference.sources import CODECS, Recording, Source, expand, is_camera, parse_size
-from expressions.inference.tables import Summary, Table
+from expressions.inference.summary import Summary
+from expressions.inference.tables import Table
 from expressions.inference.tracker import PART
 from expressions.window import Window, has_display
 
@@ -48,10 +49,13 @@ def run(arguments):
     if not options.workers and options.ray is None:
         return 2 if detect(options) else 0
     try:
-        return batch.annotate(options)
+        messages = batch.annotate(options)
     except KeyboardInterrupt:
         print("\nStopped. Run the command again to continue from here.")
         raise
+    for message in messages:
+        print_error(message)
+    return 1 if messages else 0
 
 
 def print_error(error):
@@ -152,7 +156,7 @@ def detect(options):
                 except UserError as error:
                     print_error(error)
                     failed += 1
-                    if any(result.gone for result in (*tables, *([preview.window] if preview else []))):
+                    if any(table.failed for table in tables) or (preview and preview.window.gone):
                         break  # not this source is at fault
                 except KeyboardInterrupt:  # between two sources
                     if summary.source is None:

@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 import realtime_detect
 from expressions import UserError
 from expressions.inference.sources import Source
-from expressions.inference.tables import Summary, Table
+from expressions.inference.summary import Summary
+from expressions.inference.tables import Table
 from expressions.training import synthetic
 
 RATE = 20  # frames per second of the server

@@ -31,11 +31,13 @@ LAYERS = {
         "expressions.inference",
         "expressions.inference.overlay",
         "expressions.inference.sources",
+        "expressions.inference.summary",
         "expressions.inference.tables",
         "expressions.inference.tracker",
         "expressions.inference.workers",
     ],
     "recognizer": ["expressions.inference.recognizer"],
+    "jobs": ["expressions.inference.jobs"],
     "compositions": ["expressions.inference.batch"],  # of the leaves of one wing
     "scripts": ["train", "realtime_detect"],
 }
