@@ -39,10 +39,13 @@ def run(arguments):
     if not options.workers and options.ray is None:
         return detect(options)
     try:
-        return batch.annotate(options)
+        messages = batch.annotate(options)
     except KeyboardInterrupt:
         print("\nStopped. Run the command again to continue from here.")
         raise
+    for message in messages:
+        cli.print_error(PROGRAM, message)
+    return 1 if messages else 0
 
 
 def parse(arguments):

@@ -32,8 +32,9 @@ from faces import RATE, film, pictures_of_faces
 
 from expressions import UserError
 from expressions.inference import workers
+from expressions.inference.batch import Index
+from expressions.inference.jobs import Done
 from expressions.inference.sources import Source
-from expressions.inference.tables import Index
 
 SIZE, FILMS, ROUNDS = (640, 480), 8, 3
 
@@ -137,17 +138,17 @@ def resident():
 
 
 def nothing(number):
-    return 0.0, 1, 1, 1, 0, 0.0
+    return Done(0.0, 1, 1, 1, 0, 0.0)
 
 
-def hand_out(count, name, hired):
+def hand_out(count, name, pool):
     """Time tasks that do nothing, each entered into an index, and the memory that this takes."""
-    with tempfile.TemporaryDirectory() as folder, hired as hired, Index(folder, "nothing") as index:
-        list(workers.work(hired, ((nothing, number) for number in range(100)), deque()))  # all are at work
+    with tempfile.TemporaryDirectory() as folder, pool as pool, Index(folder, "nothing") as index:
+        list(workers.run_tasks(pool, nothing, range(100), deque()))  # all are at work
         began, before = time.perf_counter(), resident()
-        tasks = ((nothing, number) for number in range(count) if index.due(f"{ROOT}/{number}.mp4", f"{number}.csv"))
-        for (_, number), counts in workers.work(hired, tasks, deque()):
-            index.add(__file__, f"{number}.csv", counts)
+        due = (number for number in range(count) if index.needs_processing(f"{ROOT}/{number}.mp4", f"{number}.csv"))
+        for number, done in workers.run_tasks(pool, nothing, due, deque()):
+            index.add(__file__, f"{number}.csv", done)
         passed, grown = time.perf_counter() - began, resident() - before
         size = index.path.stat().st_size / count
     each = f"{1e3 * passed / count:.2f} ms, {grown / count:.0f} bytes of memory and {size:.0f} of the index each"

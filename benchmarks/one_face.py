@@ -24,9 +24,8 @@ def main():
         print("This system can't be asked for one core: the times are those of all of them.")
 
     sys.path.insert(0, str(ROOT))
-    import numpy as np
-
     import keras
+    import numpy as np
 
     from expressions import UserError
     from expressions.classifier import Classifier

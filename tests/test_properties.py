@@ -17,7 +17,8 @@ from expressions.images import crop, decode_image, preprocess_face
 from expressions.inference import overlay
 from expressions.inference.detector import HaarDetector
 from expressions.inference.sources import parse_size
-from expressions.inference.tables import Summary, Table
+from expressions.inference.summary import Summary
+from expressions.inference.tables import Table
 from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.inference.types import Box, Face
 from expressions.model_compiler import parse_metadata
@@ -208,7 +209,7 @@ def test_a_summary_of_anything_is_some_lines(frames):
     summary = Summary()
     for number, (source, seconds, labels) in enumerate(frames):
         faces = [Face(Box(0, 0, 9, 9), label, 0.5, index, ()) for index, label in enumerate(labels)]
-        summary.add(source, Frame(number, seconds), faces, still=False)
+        summary.add(source, Frame(number, seconds), faces, is_image=False)
     assert isinstance(summary.describe(), str) and len(summary.describe().splitlines()) <= 6
 
 

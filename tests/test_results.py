@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from expressions import EMOTIONS, UserError
-from expressions.inference.tables import COLUMNS, Summary, Table
+from expressions.inference.summary import Summary
+from expressions.inference.tables import COLUMNS, Table
 
 
 class Frame(NamedTuple):
@@ -64,7 +65,7 @@ def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
 def film(summary, name, labels_by_person, rate=10):
     for number in range(max(map(len, labels_by_person.values()))):
         faces = [Face(person, labels[number]) for person, labels in labels_by_person.items() if number < len(labels)]
-        summary.add(name, Frame(number, number / rate), faces, still=False)
+        summary.add(name, Frame(number, number / rate), faces, is_image=False)
 
 
 def test_shares_of_time_for_each_person():
@@ -78,7 +79,7 @@ def test_shares_of_time_for_each_person():
 def test_frames_that_come_late_count_for_longer():
     summary = Summary()
     for number, (seconds, label) in enumerate([(5.0, "sad"), (5.1, "sad"), (6.0, "happy"), (6.1, "sad")]):
-        summary.add("0", Frame(number, seconds), [Face(1, label)], still=False)
+        summary.add("0", Frame(number, seconds), [Face(1, label)], is_image=False)
     assert summary.describe() == "person 1, 1.1 s: happy 82%, sad 18%"
 
 
@@ -86,9 +87,9 @@ def test_time_without_anyone_and_a_source_that_begins_anew_count_for_nobody():
     summary = Summary()
     for start, person in ((0, 1), (600, 2), (0, 2)):
         for number in range(10):
-            summary.add("0", Frame(number, start + number / 10), [Face(person, "sad")], still=False)
+            summary.add("0", Frame(number, start + number / 10), [Face(person, "sad")], is_image=False)
     assert summary.describe() == "person 2, 1.8 s: sad 100%\nperson 1, 0.9 s: sad 100%"
-    assert [end - start for _, start, end in summary.stretches["0", 2]] == pytest.approx([0.9, 0.9])
+    assert [end - start for _, start, end in summary.intervals["0", 2]] == pytest.approx([0.9, 0.9])
 
 
 def test_many_people_and_pictures():
@@ -98,7 +99,7 @@ def test_many_people_and_pictures():
     assert lines[0].startswith("person 9") and lines[-1] == "and 4 others" and len(lines) == 6
     pictures = Summary()
     for name in ("a.png", "b.png"):
-        pictures.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], still=True)
+        pictures.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], is_image=True)
     assert pictures.describe() == "4 faces in pictures: happy 50%, sad 50%"
     film(pictures, "a.mp4", {1: ["sad"] * 51} | dict.fromkeys(range(2, 9), ["sad"]))  # seven in one frame alone
     assert pictures.describe() == "person 1, 5.0 s: sad 100%\n4 faces in pictures: happy 50%, sad 50%"
@@ -108,7 +109,7 @@ def test_many_people_and_pictures():
 def test_the_timeline_shows_each_stretch_in_its_colour(tmp_path):
     summary = Summary()
     film(summary, "a.mp4", {1: ["happy"] * 30 + ["sad"] * 10, 2: ["sad"] * 5})
-    assert [stretch[0] for stretch in summary.stretches["a.mp4", 1]] == ["happy", "sad"]
+    assert [stretch[0] for stretch in summary.intervals["a.mp4", 1]] == ["happy", "sad"]
     summary.draw(tmp_path / "timeline.png", {"happy": (66, 228, 240), "sad": (178, 114, 0)})
     picture = cv2.imread(str(tmp_path / "timeline.png"))
     happy, sad = ((picture == colour).all(axis=2).sum() for colour in ((66, 228, 240), (178, 114, 0)))
@@ -124,4 +125,4 @@ def test_a_timeline_of_nobody(tmp_path):
 def test_what_is_kept_of_a_long_film_doesn_t_grow_with_its_frames():
     summary = Summary()
     film(summary, "a.mp4", {1: ["happy"] * 5000})
-    assert len(summary.stretches["a.mp4", 1]) == 1
+    assert len(summary.intervals["a.mp4", 1]) == 1

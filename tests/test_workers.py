@@ -14,12 +14,10 @@ import pytest
 from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write_film
 
 from expressions import UserError
-from expressions.inference import batch, workers
+from expressions.inference import jobs, workers
+from expressions.inference.batch import Index
 from expressions.inference.sources import Source
-from expressions.inference.tables import Index
-from expressions.inference.tracker import SEGMENT_OVERLAP as OVERLAP
-from expressions.inference.tracker import SEGMENT_SECONDS as PART
-from expressions.inference.tracker import TrackStitcher
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
 from expressions.inference.types import Box, Face
 from expressions.training import synthetic
 
@@ -46,7 +44,7 @@ def write_scene(path, seconds, codec="MJPG"):
 def material(tmp_path_factory, frame):
     """A folder with a film of three parts, a short one, a picture, and what is none."""
     folder = tmp_path_factory.mktemp("material")
-    write_scene(folder / "long.avi", 2 * PART + 5)
+    write_scene(folder / "long.avi", 2 * SEGMENT_SECONDS + 5)
     write_scene(folder / "short.avi", 3)
     cv2.imwrite(str(folder / "me.png"), frame)
     (folder / "bad.mp4").write_text("no film")
@@ -86,10 +84,10 @@ def check(folder, expected):
 def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
     """One is there all the time, on the left, and so has the same number on both sides of each seam."""
     left = [row for row in expected["long.avi"] if int(row["x"]) < 120]
-    assert len(left) > 0.95 * (2 * PART + 5) * RATE
-    for seam in (PART, 2 * PART):
-        near = [row for row in left if abs(float(row["seconds"]) - seam) < 2 * OVERLAP]
-        assert len({row["track"] for row in near}) == 1 and len(near) > 0.95 * 4 * OVERLAP * RATE
+    assert len(left) > 0.95 * (2 * SEGMENT_SECONDS + 5) * RATE
+    for seam in (SEGMENT_SECONDS, 2 * SEGMENT_SECONDS):
+        near = [row for row in left if abs(float(row["seconds"]) - seam) < 2 * SEGMENT_OVERLAP]
+        assert len({row["track"] for row in near}) == 1 and len(near) > 0.95 * 4 * SEGMENT_OVERLAP * RATE
     assert len({row["track"] for row in left}) == 3  # and another one after each cut of the film
 
 
@@ -165,14 +163,14 @@ def test_a_dangling_link_first_is_one_failure(material, trained, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp_path, number):
     results = tmp_path / "results"
-    wait_for(lambda: list((results / ".parts").glob("*-0.npz")))
+    wait_for(lambda: list((results / ".parts").glob("*-0.json")))
     workers_then = children(started)
     os.kill(started.pid, number)
     _, errors = started.communicate(timeout=60)
     assert started.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[number] and "Traceback" not in errors
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers_then))  # and leaves no one behind
     assert not (results / "long.avi.csv").exists()
-    [kept] = (results / ".parts").glob("*-0.npz")
+    [kept] = (results / ".parts").glob("*-0.json")
     before = kept.stat().st_mtime_ns
     result = annotate(material, trained, results, "--workers", 2)
     assert result.returncode == 1, result.stderr
@@ -208,15 +206,16 @@ def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected
 
     monkeypatch.setattr(cv2, "VideoCapture", Inexact)
     film, results = material / "long.avi", tmp_path / "results"
-    job = (trained, None, False, results, ".csv", "x")
+    settings = jobs.Settings(trained, None, False, results, ".csv", "x")
+    job = jobs.Job(settings, str(film), str(film), "long.csv")
     try:
-        for part in range(3):
-            assert batch.annotate_part(job, str(film), str(film), "long.csv", part) == 3
-        counts = batch.join_parts(job, str(film), str(film), "long.csv", 3)
+        for segment in range(3):
+            assert jobs.run_job(job._replace(segment=segment)) == jobs.SegmentDone(3)
+        done = jobs.run_job(job._replace(segment=None, segments=3))
     finally:
         cv2.setNumThreads(-1)
-        batch.worker_recognizer.cache_clear()
-    assert len(jumped) == 2 and counts[1] == (2 * PART + 5) * RATE
+        jobs.worker_recognizer.cache_clear()
+    assert len(jumped) == 2 and done.frames == (2 * SEGMENT_SECONDS + 5) * RATE
     assert read_rows(results / "long.csv") == expected["long.avi"]
     assert not list((results / ".parts").iterdir())
 
@@ -298,13 +297,14 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
 
 
-def test_more_workers_than_a_system_allows_open_files_at_first():
+def test_more_workers_than_a_system_allows_open_files_are_not_started(capsys):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))  # as on a Mac
+    resource.setrlimit(resource.RLIMIT_NOFILE, (96, before[1]))  # 256 on a Mac
     try:
-        with workers.processes(100) as hired:
-            assert [result for _, result in workers.work(hired, [(abs, -1)], deque())] == [1]
+        with workers.processes(100) as pool:
+            assert pool.capacity() == 4 and "--workers 100: only 4 are started" in capsys.readouterr().out
+            assert len(list(workers.run_tasks(pool, time.sleep, [0.5, 0.6, 0.7, 0.8, 0.9], deque()))) == 5
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
@@ -313,7 +313,7 @@ def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
     folder = tmp_path / "results"
     (tmp_path / "a").write_text("a")
     with Index(folder, "us") as index:
-        assert index.due(tmp_path / "a", "a.csv") and not index.due(tmp_path / "a", "a.csv")
+        assert index.needs_processing(tmp_path / "a", "a.csv") and not index.needs_processing(tmp_path / "a", "a.csv")
         (folder / "a.csv").write_text("rows")
         index.add(tmp_path / "a", "a.csv", (0, 1, 2, 1, 0, 0))
         with pytest.raises(UserError, match="another program is writing it"):
@@ -325,12 +325,12 @@ def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
     with open(folder / "index.csv", "a") as file:
         file.write("half a ro")
     with Index(folder, "us") as index:
-        assert not index.due(tmp_path / "a", "a.csv")
+        assert not index.needs_processing(tmp_path / "a", "a.csv")
     rows = read_rows(folder / "index.csv")
     assert len(rows) == 1 and rows[0]["faces"] == "2"
     (folder / "index.csv").write_text("source,byt")  # killed before the first row
     with Index(folder, "us") as index:
-        assert index.due(tmp_path / "a", "a.csv")
+        assert index.needs_processing(tmp_path / "a", "a.csv")
     assert read_rows(folder / "index.csv") == []
 
 
@@ -342,7 +342,7 @@ def test_an_index_takes_a_file_for_done_as_it_is_now_alone(tmp_path):
         film.write_text(text)
         os.utime(film, (len(text),) * 2)
         with Index(folder, "us") as index:
-            if not index.due(film, "a.csv"):
+            if not index.needs_processing(film, "a.csv"):
                 return False
             if then:
                 film.write_text(then)
@@ -364,23 +364,23 @@ def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(t
         Index(tmp_path, "us")
     assert (tmp_path / "index.csv").read_text() == "id,name,mine"
     with Index(tmp_path / "results", "us") as index, pytest.raises(UserError, match="which is the folder's own"):
-        index.due(tmp_path / "index", "index.csv")
+        index.needs_processing(tmp_path / "index", "index.csv")
 
 
 def test_people_keep_their_numbers_from_one_tracker_to_the_next():
-    numbering = TrackStitcher()
+    stitcher = TrackStitcher()
 
     def seen(*places):
         return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
 
-    assert [face.track_id for face in numbering.assign_ids(seen((4, 0), (7, 200)))] == [1, 2]
+    assert [face.track_id for face in stitcher.assign_ids(seen((4, 0), (7, 200)))] == [1, 2]
     for _ in range(3):  # they pass each other: for one frame the other one is there
-        numbering.add_overlap(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
-    numbering.add_overlap(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
-    numbering.next_segment()
-    assert [face.track_id for face in numbering.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
-    numbering.next_segment()  # nobody was seen by both
-    assert [face.track_id for face in numbering.assign_ids(seen((1, 204)))] == [4]
+        stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
+    stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
+    stitcher.next_segment()
+    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
+    stitcher.next_segment()  # nobody was seen by both
+    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]
 
 
 @pytest.mark.parametrize("name, codec", [("film.avi", "MJPG"), ("film.mp4", "mp4v"), ("film.webm", "VP80")])
@@ -419,14 +419,14 @@ def test_a_task_that_kills_its_workers_is_given_up_and_no_other(engine, tmp_path
     def tasks():
         for number in range(40):
             taken.append(number)
-            yield double, number
+            yield number
 
-    with workers.processes(2) if engine == "processes" else workers.cluster("", ROOT) as hired:
+    with workers.processes(2) if engine == "processes" else workers.cluster("", ROOT) as pool:
         results = {}
-        for (_, number), result in workers.work(hired, tasks(), deque()):
-            assert number not in results and len(taken) <= len(results) + hired.most() + 1  # no more than needed
+        for number, result in workers.run_tasks(pool, double, tasks(), deque()):
+            assert number not in results and len(taken) <= len(results) + pool.capacity() + 1  # no more than needed
             results[number] = result
-        assert isinstance(results.pop(13), Exception)
+        assert results.pop(13) is None
         assert results == {number: 2 * number for number in range(40) if number != 13}
         with pytest.raises(UserError, match="no model here"):
-            list(workers.work(hired, iter([(unfit, 1)]), deque()))
+            list(workers.run_tasks(pool, unfit, [1], deque()))

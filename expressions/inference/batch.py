@@ -1,252 +1,221 @@
-"""Label the faces in many files by many workers."""
+"""Label many files by many workers: a table per file in a folder, and an index of them."""
 
+import contextlib
+import csv
 import functools
 import hashlib
-import math
+import io
 import os
 import shutil
 import time
-import uuid
-import zlib
-from collections import deque
-from contextlib import ExitStack
+from argparse import Namespace
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
 from expressions import UserError
-from expressions.cli import escape_unprintable, print_error
-from expressions.files import atomic_write
-from expressions.inference import workers
+from expressions.cli import escape_unprintable
+from expressions.files import lock_file
+from expressions.inference import jobs, workers
 from expressions.inference.recognizer import CASCADE, MODEL, ROOT, ExpressionRecognizer
-from expressions.inference.sources import Source, expand_sources, is_camera, is_list, output_path, read_source_list
-from expressions.inference.tables import Index, ParquetTable, Table, keep, kept
-from expressions.inference.tracker import SEGMENT_OVERLAP as OVERLAP
-from expressions.inference.tracker import SEGMENT_SECONDS as PART
-from expressions.inference.tracker import TrackStitcher
-from expressions.inference.types import Box, Face, Frame
+from expressions.inference.sources import expand_sources, is_list, output_path, read_source_list
+from expressions.inference.tables import import_pyarrow
 
-PROGRAM = "realtime_detect.py"
-PARTS = ".parts"  # in a folder of results, what is kept of long films until all their parts are there
-LISTED = 20  # of the files that could not be done, those told at the end
+MAX_LISTED = 20  # failed files that are named at the end
 BAR = "{l_bar}{bar}| {n}/{total}{unit} [{elapsed}<{remaining}{postfix}]"
 
 
-def annotate(options):
-    """Label the faces in many files by many workers: a table a file in a folder, and the index of them.
+def annotate(options: Namespace) -> list[str]:
+    """Label the files that the command's options name; a run that is begun again leaves out those that are done.
 
-    A film of more than a part is labelled by as many workers as it has parts, and joined by another. Begun again, it
-    leaves out what is done. Returns the exit status, 1 where a file could not be done."""
-    folder, ending = (options.csv, ".csv") if options.csv else (options.parquet, ".parquet")
+    Returns messages on the files that could not be done. Raises UserError where none can be done.
+    """
+    folder = options.csv or options.parquet
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --workers and --ray take a folder, for a table a file")
-    if ending == ".parquet":
-        ParquetTable.library()
-    names = (
-        functools.partial(read_source_list, options.source)
-        if is_list(options.source)
-        else expand_sources(options.source).__iter__
-    )
+    if options.parquet:
+        import_pyarrow()
+    expand = read_source_list if is_list(options.source) else functools.cache(expand_sources)
+    names = functools.partial(expand, options.source)  # a list is read each time, for it may name millions
     total = sum(1 for _ in names())
-    if total == 1 and next(names()) == options.source and not os.path.exists(options.source):
+    if total == 1 and next(iter(names())) == options.source and not os.path.exists(options.source):
         raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
     # a faulty model or cascade is reported here, and the network is compiled once for all workers
     ExpressionRecognizer(options.model, options.cascade, options.votes)
-    used = [
-        None if path == own else path.absolute() for path, own in ((options.model, MODEL), (options.cascade, CASCADE))
-    ]
-    made_by = hashlib.sha256(repr((options.votes, ending, PART, OVERLAP)).encode())
+    settings = make_settings(options)
+    pool = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, ROOT)
+    with pool as pool, Index(folder, settings.config_hash) as index:
+        with tqdm(unit=" files", total=total, bar_format=BAR) as bar:
+            batch = Coordinator(options.source, settings, index, bar)
+            for job, outcome in workers.run_tasks(pool, jobs.run_job, batch.plan(names()), batch.priority_jobs):
+                batch.settle(job, outcome)
+        shutil.rmtree(folder / jobs.UNFINISHED, ignore_errors=True)
+    return batch.report()
+
+
+def make_settings(options: Namespace) -> jobs.Settings:
+    """Return what the jobs share."""
+    folder, suffix = (options.csv, ".csv") if options.csv else (options.parquet, ".parquet")
+    config = hashlib.sha256(repr((options.votes, suffix, jobs.SEGMENT_SECONDS, jobs.SEGMENT_OVERLAP)).encode())
     for path in (options.model, options.cascade):
-        made_by.update(path.read_bytes())
-    job = (*used, options.votes, folder.absolute(), ending, made_by.hexdigest()[:16])
-    hired = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, ROOT)
-    films, urgent, failures = {}, deque(), []  # films: those in the making, how many parts they have, and have done
-    frames = faces = done = before = 0
-    with ExitStack() as stack:
-        hired = stack.enter_context(hired)
-        index = stack.enter_context(Index(folder, job[-1]))
-        bar = stack.enter_context(tqdm(unit=" files", total=total, bar_format=BAR))
-
-        def tasks():
-            nonlocal before
-            for name in names():
-                result = output_path(name, options.source) + ending
-                if index.due(name, result):
-                    yield annotate_part, job, name, os.path.abspath(name), result, 0
-                else:
-                    before += 1
-                    bar.update()
-
-        began = time.perf_counter()
-        for (_, _, name, path, result, part), outcome in workers.work(hired, tasks(), urgent):
-            if isinstance(outcome, Exception):
-                outcome = f"{name}: given up after {workers.ATTEMPTS} workers died on it; is there too little memory?"
-            if part and name not in films:  # failed already
-                continue
-            if isinstance(outcome, int):  # a part of a film is done, which has so many as far as is known
-                parts, parts_done = films.get(name, (1, 0))
-                urgent.extend((annotate_part, job, name, path, result, number) for number in range(parts, outcome))
-                films[name] = parts, parts_done = max(parts, outcome), parts_done + 1
-                if parts == parts_done:
-                    urgent.append((join_parts, job, name, path, result, parts))
-                continue
-            films.pop(name, None)
-            bar.update()
-            if isinstance(outcome, str):
-                index.fail(name, outcome)
-                failures.append(outcome)
-                del failures[LISTED:]
-                continue
-            index.add(name, result, outcome)
-            done, frames, faces = done + 1, frames + outcome[1], faces + outcome[2]
-            bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
-        passed = time.perf_counter() - began
-        shutil.rmtree(folder / PARTS, ignore_errors=True)
-    left_out = f", {before} done before or named twice" if before else ""
-    print(f"{done} files{left_out}: {frames} frames, {faces} faces, {frames / passed:.1f} frames/s; see {index.path}")
-    for line in failures:
-        print_error(PROGRAM, line)
-    if index.failed:
-        print_error(PROGRAM, f"{options.source}: {index.failed} files could not be done; see {index.failures}")
-    return 1 if index.failed else 0
+        config.update(path.read_bytes())
+    model = None if options.model == MODEL else options.model.absolute()
+    cascade = None if options.cascade == CASCADE else options.cascade.absolute()
+    return jobs.Settings(model, cascade, options.votes, folder.absolute(), suffix, config.hexdigest()[:16])
 
 
-@functools.cache
-def worker_recognizer(model, cascade, votes):
-    """A worker's ExpressionRecognizer. It uses one processor, for the others have workers of their own."""
-    cv2.setNumThreads(1)
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
-    return ExpressionRecognizer(model or MODEL, cascade or CASCADE, votes, threads=1)
+class Coordinator:
+    """Plans the jobs of a run, settles their outcomes, and reports at the end."""
+
+    def __init__(self, source: str, settings: jobs.Settings, index: "Index", bar: tqdm):
+        self.source, self.settings, self.index, self.bar = source, settings, index, bar
+        self.priority_jobs = deque()  # of videos that are begun; they go before new files
+        self.segments = {}  # of videos that are begun, by source: how many are known so far, and how many are done
+        self.total, self.messages, self.speed = Counter(), [], "0.0 frames/s"
+        self.start = time.perf_counter()
+
+    def plan(self, names: Iterable[str]) -> Iterator[jobs.Job]:
+        """Yield a job for each file that is to be done."""
+        for name in names:
+            result = output_path(name, self.source) + self.settings.suffix
+            if self.index.needs_processing(name, result):
+                yield jobs.Job(self.settings, name, os.path.abspath(name), result)
+            else:
+                self.total["left out"] += 1
+                self.bar.update()
+
+    def settle(self, job: jobs.Job, outcome: jobs.Done | jobs.SegmentDone | jobs.Failed | None) -> None:
+        """Enter a file into the index; after a segment, plan what follows. None: the workers died on the job."""
+        if job.segment != 0 and job.source not in self.segments:  # another segment of the video failed
+            return
+        if isinstance(outcome, jobs.SegmentDone):
+            known, done = self.segments.get(job.source, (1, 0))
+            self.priority_jobs.extend(job._replace(segment=number) for number in range(known, outcome.segments))
+            self.segments[job.source] = known, done = max(known, outcome.segments), done + 1
+            if known == done:
+                self.priority_jobs.append(job._replace(segment=None, segments=known))
+            return
+        self.segments.pop(job.source, None)
+        self.bar.update()
+        if isinstance(outcome, jobs.Done):
+            self.index.add(job.source, job.result, outcome)
+            self.total.update(files=1, frames=outcome.frames, faces=outcome.faces)
+            self.speed = f"{self.total['frames'] / (time.perf_counter() - self.start):.1f} frames/s"
+            self.bar.set_postfix_str(self.speed, refresh=False)
+            return
+        why = f"given up after {workers.ATTEMPTS} workers died on it; is there too little memory?"
+        message = outcome.message if outcome else f"{job.source}: {why}"
+        self.index.fail(job.source, message)
+        if len(self.messages) < MAX_LISTED:
+            self.messages.append(message)
+
+    def report(self) -> list[str]:
+        """Print what was done. Return messages on what could not be done."""
+        total, failed = self.total, self.index.failed
+        left_out = f", {total['left out']} done before or named twice" if total["left out"] else ""
+        seen = f"{total['frames']} frames, {total['faces']} faces, {self.speed}"
+        print(f"{total['files']} files{left_out}: {seen}; see {self.index.path}")
+        summary = f"{self.source}: {failed} files could not be done; see {self.index.failed_path}"
+        return [*self.messages, summary] if failed else []
 
 
-def annotate_part(job, name, path, result, part):
-    """A worker's task: label a file; of a film longer than PART only this part of it, kept for `join_parts`.
+class Index:
+    """index.csv in a folder of results, within `with`: which files are done, for a run that is begun again.
 
-    Returns what `Index.add` counts; of a long film how many parts it has, as far as can be told by then; or a text, why
-    it can't be done. Raises UserError where the recognizer can't work, for it will not for other files either."""
-    recognizer, start, end = worker_recognizer(*job[:3]), part * PART, (part + 1) * PART
-    try:
-        if is_camera(path):  # which has no end
-            raise UserError(f"{name}: is no file; --workers and --ray label files, and no cameras")
-        file = part_file(job, path, part)
-        if file.exists():  # from a run that was stopped
-            return kept(file)[1]["parts"]
-        with Source(path, start=max(0, start - OVERLAP)) as source:
-            parts = math.ceil(source.frame_count / source.fps / PART) if source.frame_count else 1
-            if part == 0 and parts == 1:
-                return (
-                    *write_table(job, name, result, watch(source, recognizer)),
-                    source.skipped,
-                    source.missing_seconds,
-                )
-            tracker, frames, skipped, before = recognizer.new_tracker(), [], 0, 0
-            for frame in source:
-                if frame.seconds >= end:
-                    parts = max(parts, part + 2)
-                    break
-                shared = frame.seconds < start or frame.seconds >= end - OVERLAP
-                gray = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
-                sum_of_frame = zlib.crc32(frame.image) if shared else 0
-                frames.append((frame.seconds, sum_of_frame, recognizer.recognize_tracks(tracker, gray, frame.seconds)))
-                skipped = source.skipped
-                if frame.seconds < start:  # the part before counts these
-                    before = skipped
-            keep(file, frames, parts=parts, skipped=skipped - before, missing=source.missing_seconds)
-            return parts
-    except Exception as error:  # whatever this file makes of a library; the others go on
-        return reason(error, name)
+    A file gets its row when its result is there. Of a file that changed and was done again, the last row counts. Files
+    that can't be done go into failed.csv, and the next run tries them again. config_hash is of all that decides what is
+    written, so that results of two kinds don't mix. Raises UserError when the folder can't be written, holds something
+    else, or another run uses it.
+    """
 
+    COLUMNS = ("source", "bytes", "modified", "result", "seconds", "frames", "faces", "people", "broken", "missing")
 
-def join_parts(job, name, path, result, parts):
-    """A worker's task: make a table of the parts of a film that `annotate_part` kept. Returns what that returns.
+    def __init__(self, folder: Path, config_hash: str):
+        self.folder, self.config_hash = Path(folder), config_hash
+        self.path, self.failed_path = self.folder / "index.csv", self.folder / "failed.csv"
+        self.failed = 0  # how many files can't be done
+        # by source and result, and by result: a file's size and time; mere hashes, for there may be millions
+        self.done, self.states = {}, {}
+        with self._errors_as_user_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+                raise UserError(f"{self.folder}: holds other files, and no results; choose a new or an empty folder")
+            self.file = open(self.path, "ab", buffering=0)
+            lock_file(self.file, self.path)
+            self._read()
+            self.failed_path.unlink(missing_ok=True)  # not before it is sure that this run may begin
 
-    Where two parts don't have the same frames in the time that they share, the film can't be entered in its middle;
-    then it is labelled from its beginning to its end here."""
-    try:
-        files = [part_file(job, path, part) for part in range(parts)]
+    @contextlib.contextmanager
+    def _errors_as_user_errors(self):
         try:
-            notes = []
-            counts = (
-                *write_table(job, name, result, joined(files, notes)),
-                sum(n["skipped"] for n in notes),
-                notes[-1]["missing"],
-            )
-        except UnlikePartsError:
-            with Source(path) as source:
-                recognizer = worker_recognizer(*job[:3])
-                counts = (
-                    *write_table(job, name, result, watch(source, recognizer)),
-                    source.skipped,
-                    source.missing_seconds,
-                )
-        for file in files:
-            file.unlink()
-        return counts
-    except Exception as error:
-        return reason(error, name)
+            yield
+        except (OSError, ValueError, IndexError, csv.Error) as error:
+            raise UserError(f"{self.path}: can't be read or written ({error}); choose another folder") from None
 
+    def _read(self):
+        length, header = 0, ",".join([*self.COLUMNS, "made_by"]).encode()
+        with open(self.path, "rb") as lines:
+            for line in lines:
+                is_ours = length or header.startswith(line)
+                if is_ours and not line.endswith(b"\n"):  # a run was killed while it wrote
+                    self.file.truncate(length)
+                    break
+                length += len(line)
+                [values] = csv.reader([line.decode()])
+                if values[-1] not in (self.config_hash, "made_by"):
+                    raise UserError(
+                        f"{self.path}: is of another model, cascade or kind of table; choose another folder"
+                    )
+                source, size, modified, result = values[:4]
+                self.done[hash((source, result))] = hash((size, modified))
+        if not length:
+            self._append(self.file, [*self.COLUMNS, "made_by"])
 
-def reason(error, name):
-    if isinstance(error, OSError):
-        error = UserError(f"{name}: {error.strerror or error}")
-    return escape_unprintable(error if isinstance(error, UserError) else f"{name}: {type(error).__name__}: {error}")
+    @staticmethod
+    def _append(file, values):
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerow(values)
+        file.write(text.getvalue().encode())
 
+    def __enter__(self):
+        return self
 
-def watch(source, recognizer):
-    """The Frames of a source and the faces in each, one after the other, as when it is shown."""
-    recognizer.reset()
-    for frame in source:
-        yield frame, recognizer.recognize(frame.image, None if source.is_image else frame.seconds)
+    def __exit__(self, *_):
+        self.file.close()
 
+    def needs_processing(self, source: str, result: str) -> bool:
+        """Tell whether a file is new or changed, or its result, a path in the folder, is missing.
 
-def write_table(job, name, result, seen):
-    """Write the table of a file, whose Frames and faces `seen` gives; it gets its name once it is whole.
+        False when this is asked again for the same result, for a list may name a file twice.
+        """
+        if result in (self.path.name, self.failed_path.name):
+            raise UserError(f"{source}: its table would be {result}, which is the folder's own; rename it")
+        key = hash(result)
+        if key in self.states:
+            return False
+        try:
+            status = os.stat(source)
+            state = str(status.st_size), str(status.st_mtime_ns)
+        except OSError:  # who tries to read it will tell
+            state = "", ""
+        done = self.done.get(hash((escape_unprintable(source), escape_unprintable(result)))) == hash(state)
+        done = done and (self.folder / result).exists()
+        self.states[key] = None if done else state
+        return not done
 
-    Returns the time of the last frame in seconds, and how many frames, faces and people there are."""
-    labels, folder, ending = worker_recognizer(*job[:3]).labels, *job[3:5]
-    path, partial = folder / result, folder / PARTS / f"{uuid.uuid4().hex}{ending}"
-    for place in (path, partial):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    frames, faces_seen, people = 0, 0, set()
-    with atomic_write(path, partial), (Table if ending == ".csv" else ParquetTable)(partial, labels) as table:
-        for frame, faces in seen:
-            table.write(name, frame, faces)
-            frames, faces_seen = frames + 1, faces_seen + len(faces)
-            people.update(face.track_id for face in faces)
-    return round(frame.seconds, 3), frames, faces_seen, len(people)
+    def add(self, source: str, result: str, counts: Iterable[float]) -> None:
+        """Enter a file, as it was before it was read, with the values of the last six COLUMNS."""
+        state, self.states[hash(result)] = self.states[hash(result)], None
+        values = escape_unprintable(source), *state, escape_unprintable(result), *counts, self.config_hash
+        with self._errors_as_user_errors():
+            self._append(self.file, values)
 
-
-def part_file(job, path, part):
-    """Where a part of the film at `path`, as it is now, is kept until its table is written."""
-    *_, folder, _, made_by = job
-    status = os.stat(path)
-    film = hashlib.sha256(repr((path, status.st_size, status.st_mtime_ns, made_by)).encode()).hexdigest()
-    return folder / PARTS / f"{film[:32]}-{part}.npz"
-
-
-class UnlikePartsError(Exception):
-    """Two parts of a film don't have the same frames in the time that they share."""
-
-
-def joined(files, notes):
-    """The Frames (without their pictures) of a film and the faces in each, from the files of all its parts, whose notes
-    are added to `notes`."""
-    numbering, number, before = TrackStitcher(), 0, []
-    for part, (frames, noted) in enumerate(map(kept, files)):
-        notes.append(noted)
-        start, end = part * PART, (part + 1) * PART
-        frames = [
-            (*frame, [Face(Box(*box), *rest, number, probabilities) for number, box, *rest, probabilities in faces])
-            for *frame, faces in frames
-        ]
-        shared = [frame for frame in frames if frame[0] < start]
-        if part and ([frame[:2] for frame in before] != [frame[:2] for frame in shared] or not shared):
-            raise UnlikePartsError
-        for (_, _, faces), (_, _, others) in zip(before, shared, strict=True):
-            numbering.add_overlap(faces, others)
-        if part:
-            numbering.next_segment()
-        for seconds, _, faces in frames[len(shared) :]:
-            yield Frame(None, number, seconds), numbering.assign_ids(faces)
-            number += 1
-        before = [frame for frame in frames if frame[0] >= end - OVERLAP]
+    def fail(self, source: str, message: str) -> None:
+        """Enter a file that can't be done."""
+        with self._errors_as_user_errors(), open(self.failed_path, "ab", buffering=0) as file:
+            if not self.failed:
+                self._append(file, ["source", "why"])
+            self._append(file, [escape_unprintable(source), message])
+        self.failed += 1

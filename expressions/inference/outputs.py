@@ -13,7 +13,8 @@ from expressions.cli import escape_unprintable
 from expressions.inference import overlay
 from expressions.inference.recorder import CODECS, Recorder
 from expressions.inference.sources import Source
-from expressions.inference.tables import Summary, Table
+from expressions.inference.summary import Summary
+from expressions.inference.tables import Table
 from expressions.inference.types import Face, Frame
 from expressions.window import has_display
 
@@ -71,7 +72,7 @@ class Outputs:
     @property
     def failed(self) -> bool:
         """Whether a table could not be written, which no other source can mend."""
-        return any(table.gone for table in self.tables)
+        return any(table.failed for table in self.tables)
 
     @contextmanager
     def open(self, labels: tuple[str, ...]) -> Iterator["Outputs"]:

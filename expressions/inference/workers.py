@@ -1,7 +1,7 @@
-"""The same work on many things: by processes of this machine, or with Ray by those of many machines.
+"""Run one function on many tasks: by processes of this machine, or by the machines of a Ray cluster.
 
-Either takes a task, a function and its arguments, and gives a Future, so that one loop keeps both busy. A task whose
-worker dies is given to another one, until ATTEMPTS have died of it.
+Both hand out a task as a Future, so one loop keeps either of them busy. A task whose worker crashes goes to another
+worker, until ATTEMPTS workers have crashed on it.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -29,44 +30,41 @@ try:
 except ImportError:  # Windows
     resource = None
 
-ATTEMPTS = 5  # machines may be taken away again and again
-AHEAD = 2  # tasks that a cluster has for each worker, so that none waits for its next one
-ANSWERS = 10  # seconds in which a cluster has to answer
-RECOUNTED = 10  # seconds after which a cluster is asked again how many workers it has
+ATTEMPTS = 5  # machines of a cluster may be taken away again and again
+TASKS_PER_WORKER = 2  # that a cluster has at a time, so that no worker waits for its next one
+CONNECT_SECONDS = 10  # in which a cluster has to answer
+RECOUNT_SECONDS = 10  # after which a cluster is asked again how many workers it has
+FILES_PER_WORKER, OTHER_FILES = 8, 64  # that the program has open
 
 
 class Workers(NamedTuple):
-    """submit: hands out a task, submit(function, *arguments), and returns a concurrent.futures.Future. most: tells how
-    many tasks may be out at a time. died: the exceptions of such a Future that tell that its worker died."""
+    """What `run_tasks` needs: the two kinds of workers differ in this."""
 
-    submit: Callable
-    most: Callable
-    died: tuple
+    submit: Callable[[Callable, Hashable], Future]  # hands out function(task)
+    capacity: Callable[[], int]  # how many tasks may be out at a time
+    crashes: tuple[type[Exception], ...]  # what a Future raises when its worker crashed
 
 
 @contextlib.contextmanager
-def processes(count):
-    """So many processes of this machine, as Workers for `with`."""
+def processes(count: int) -> Iterator[Workers]:
+    """Start `count` processes on this machine; fewer, and a note, where the limit of open files allows no more."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+    allowed = max(1, (limit - OTHER_FILES) // FILES_PER_WORKER)
+    if limit > 0 and count > allowed:  # -1 is no limit
+        print(f"--workers {count}: only {allowed} are started, as open files are limited to {limit} (see ulimit -n)")
+        count = allowed
+    free = [new_pool() for _ in range(count)]  # one for each process: when it crashes, its pool loses all tasks
 
-    def hire():
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with)
-
-    if resource:  # a pool has six files open, and a system may allow 256
-        allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 10 * count + 256 if most == resource.RLIM_INFINITY else min(10 * count + 256, most)
-        if allowed != resource.RLIM_INFINITY and allowed < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-    free = [hire() for _ in range(count)]  # a pool each, for when a process dies all tasks of its pool are lost
-
-    def submit(function, *arguments):
-        pool, heeded = free.pop(), signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a process begins with it
+    def submit(function, task):
+        pool = free.pop()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process that starts now inherits this
         try:
-            future = pool.submit(function, *arguments)
-        except BrokenProcessPool:  # it died with nothing to do
-            pool = hire()
-            future = pool.submit(function, *arguments)
+            future = pool.submit(function, task)
+        except BrokenProcessPool:  # it crashed while it was idle
+            pool = new_pool()
+            future = pool.submit(function, task)
         finally:
-            signal.signal(signal.SIGINT, heeded)
+            signal.signal(signal.SIGINT, handler)
         future.add_done_callback(lambda _: free.append(pool))
         return future
 
@@ -77,29 +75,35 @@ def processes(count):
             process.kill()
 
 
-def end_with():
-    """What a process begins with: it ends when the program does, however that ends, and not at a Ctrl-C of its own."""
+def new_pool() -> ProcessPoolExecutor:
+    """Return a pool of one process."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), exit_with_parent)
+
+
+def exit_with_parent() -> None:
+    """Make a worker process end when its parent does, however that ends, and ignore Ctrl-C itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextlib.contextmanager
-def cluster(address, folder):
-    """The processors of a Ray cluster, each a worker, as Workers for `with`.
+def cluster(address: str, folder: Path) -> Iterator[Workers]:
+    """Use the processors of a Ray cluster, each a worker. Raises UserError without Ray or the cluster.
 
-    address: of the cluster, such as 192.168.0.9:6379 or auto, or "" for one of this machine alone for this `with`.
-    folder: of the program, which all its machines get a copy of. Raises UserError where Ray or the cluster is missing.
+    Args:
+        address: Such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block.
+        folder: The program's, which all machines get a copy of.
     """
     try:
         import ray
         from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
     except ImportError:
         raise UserError("--ray: Ray is not installed; run: pip install ray, or use --workers instead") from None
-    place = re.fullmatch("(?:ray://)?(.+):([0-9]{1,5})", address)
+    host = re.fullmatch("(?:ray://)?(.+):([0-9]{1,5})", address)
     try:
-        if place:  # Ray itself would try for minutes
-            socket.create_connection((place[1].strip("[]"), int(place[2])), ANSWERS).close()
+        if host:  # Ray itself would try for minutes
+            socket.create_connection((host[1].strip("[]"), int(host[2])), CONNECT_SECONDS).close()
         ray.init(
             address=address or "local",
             runtime_env={"working_dir": str(folder), "excludes": [".git", "/docs", "/tests"]},
@@ -108,62 +112,58 @@ def cluster(address, folder):
         )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise UserError(f"--ray {address}: no cluster there ({last_line(error)}); start one with: ray start") from None
-    counted = [0, 0.0]
 
-    def count():
-        if not counted[0] or time.monotonic() - counted[1] > RECOUNTED:  # machines come and go
-            counted[:] = max(1, int(ray.cluster_resources().get("CPU", 1))), time.monotonic()
-        return counted[0]
+    @functools.lru_cache(1)
+    def processors(period):  # counted once in a period: machines come and go
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    task = functools.cache(ray.remote(max_retries=0))  # `work` tries again, whatever the workers
+    remote = functools.cache(ray.remote(max_retries=0))  # run_tasks itself tries again
     try:
         yield Workers(
-            lambda function, *arguments: task(function).remote(*arguments).future(),
-            lambda: AHEAD * count(),
+            lambda function, task: remote(function).remote(task).future(),
+            lambda: TASKS_PER_WORKER * processors(time.monotonic() // RECOUNT_SECONDS),
             (WorkerCrashedError, NodeDiedError, OutOfMemoryError, LocalRayletDiedError),
         )
     finally:
         ray.shutdown()
 
 
-def work(workers, tasks, urgent):
-    """Have tasks done by Workers; yields each with its result, in whatever order they end.
+def run_tasks(workers: Workers, function: Callable, tasks: Iterable, priority_tasks: deque) -> Iterator[tuple]:
+    """Yield each task with what `function(task)` returned, in the order in which they end.
 
-    tasks: an iterable of tuples, a function and its arguments. urgent: a deque of tasks that go before those; the
-    caller may add to it. The result of a task that ATTEMPTS workers died of is the last exception.
-    Raises UserError for what a task itself raises: it is the workers that are unfit then, and all tasks would fail."""
-    tasks, running, done, deaths = iter(tasks), {}, SimpleQueue(), Counter()
+    Tasks are hashable. `priority_tasks` go before the others; the caller may add to them. None is returned for a task
+    on which ATTEMPTS workers crashed. Raises UserError for what `function` raises: then the workers are unfit, and all
+    tasks would fail.
+    """
+    tasks, running, done, crash_counts = iter(tasks), {}, SimpleQueue(), Counter()
     while True:
-        while len(running) < workers.most():
-            task = urgent.popleft() if urgent else next(tasks, None)
+        while len(running) < workers.capacity():
+            task = priority_tasks.popleft() if priority_tasks else next(tasks, None)
             if task is None:
                 break
-            future = workers.submit(*task)
+            future = workers.submit(function, task)
             running[future] = task
             future.add_done_callback(done.put)
         if not running:
             return
-        while True:
-            try:
-                future = done.get(timeout=0.1)  # not longer: Windows heeds Ctrl-C between waits only
-                break
-            except Empty:
-                pass
-        task = running.pop(future)
+        future = None
+        while not future:
+            with contextlib.suppress(Empty):
+                future = done.get(timeout=0.1)  # not longer: Windows sees a Ctrl-C only between waits
+        task, result = running.pop(future), None
         try:
             result = future.result()
-        except Exception as error:
-            if not isinstance(error, workers.died):
-                raise UserError(f"the workers can't work: {last_line(error)}") from None
-            deaths[task] += 1
-            if deaths[task] < ATTEMPTS:
-                urgent.append(task)
+        except workers.crashes:
+            crash_counts[task] += 1
+            if crash_counts[task] < ATTEMPTS:
+                priority_tasks.append(task)
                 continue
-            result = error
-        del deaths[task]
+        except Exception as error:
+            raise UserError(f"the workers can't work: {last_line(error)}") from None
+        del crash_counts[task]
         yield task, result
 
 
-def last_line(error):
-    """What an exception says at its end, after what Ray tells of where it came from."""
+def last_line(error: Exception) -> str:
+    """Return the end of an exception's text, without what Ray tells of its origin."""
     return escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])

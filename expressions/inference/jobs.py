@@ -1,0 +1,213 @@
+"""What a worker does: label a file, or one segment of a long video. A Job goes in, an outcome comes out.
+
+Workers share a video of more than SEGMENT_SECONDS: each labels some of its segments and saves them in the folder of
+results. When all are there, one more job stitches them into the video's table.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from expressions import UserError
+from expressions.cli import escape_unprintable
+from expressions.files import atomic_write
+from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
+from expressions.inference.sources import Source, is_camera
+from expressions.inference.tables import Table, convert_to_parquet
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
+from expressions.inference.types import Box, Face, Frame
+
+UNFINISHED = ".parts"  # in the folder of results: segments, and tables that are being written
+
+
+class Settings(NamedTuple):
+    """What all jobs of a run share. model, cascade: None for the program's own, so that each machine uses its own."""
+
+    model: Path | None
+    cascade: Path | None
+    votes: bool
+    folder: Path  # of the results
+    suffix: str  # of the tables
+    config_hash: str
+
+
+class Job(NamedTuple):
+    """Label a file; of a long video one segment, or stitch all its segments where `segment` is None."""
+
+    settings: Settings
+    source: str  # as the user named it
+    path: str  # the same, absolute
+    result: str  # path of the table in the folder
+    segment: int | None = 0
+    segments: int = 1  # how many there are, as far as is known
+
+
+class Done(NamedTuple):
+    """The table is written. The fields are columns of the index."""
+
+    seconds: float
+    frames: int
+    faces: int
+    people: int
+    broken: int
+    missing: float
+
+
+class SegmentDone(NamedTuple):
+    """A segment is saved; segments: how many the video has, as far as is known."""
+
+    segments: int
+
+
+class Failed(NamedTuple):
+    """The file can't be labelled."""
+
+    message: str
+
+
+class SegmentFrame(NamedTuple):
+    """A frame in a saved segment."""
+
+    seconds: float
+    checksum: int  # of its pixels, where another segment has it too, else 0
+    broken: int  # frames skipped since the segment was entered
+    faces: list[Face]
+
+
+class SegmentMismatchError(Exception):
+    """Two segments don't have the same frames in the time that they share."""
+
+
+def run_job(job: Job) -> Done | SegmentDone | Failed:
+    """Do a job in a worker. Raises UserError without a recognizer, for no other job can be done either."""
+    recognizer = worker_recognizer(job.settings.model, job.settings.cascade, job.settings.votes)
+    try:
+        return label(job, recognizer) if job.segment is not None else label_stitched(job, recognizer)
+    except UserError as error:
+        message = error
+    except OSError as error:
+        message = f"{job.source}: {error.strerror or error}"
+    except Exception as error:  # whatever this file makes a library raise; the others go on
+        message = f"{job.source}: {type(error).__name__}: {error}"
+    return Failed(escape_unprintable(message))
+
+
+@functools.cache
+def worker_recognizer(model, cascade, votes):
+    cv2.setNumThreads(1)  # the other processors have workers of their own
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
+    return ExpressionRecognizer(model or MODEL, cascade or CASCADE, votes, threads=1)
+
+
+def label(job: Job, recognizer: ExpressionRecognizer) -> Done | SegmentDone:
+    """Write the table of a file; of a long video, save one segment, labelled by a tracker of its own."""
+    if is_camera(job.path):  # it would never end
+        raise UserError(f"{job.source}: is no file; --workers and --ray label files, and no cameras")
+    path = segment_path(job, job.segment)
+    if path.exists():  # from a run that was stopped
+        return SegmentDone(load_segment(path)[1])
+    start, end = job.segment * SEGMENT_SECONDS, (job.segment + 1) * SEGMENT_SECONDS
+    with Source(job.path, start=max(0, start - SEGMENT_OVERLAP)) as source:
+        segments = math.ceil(source.frame_count / source.fps / SEGMENT_SECONDS) if source.frame_count else 1
+        if job.segment == 0 and segments == 1:
+            return label_whole(job, source, recognizer)
+        tracker, frames = recognizer.new_tracker(), []
+        for frame in source:
+            if frame.seconds >= end:
+                segments = max(segments, job.segment + 2)  # a video may be longer than it says
+                break
+            gray = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
+            faces = recognizer.recognize_tracks(tracker, gray, frame.seconds)
+            is_shared = not start <= frame.seconds < end - SEGMENT_OVERLAP
+            checksum = zlib.crc32(frame.image) if is_shared else 0
+            frames.append(SegmentFrame(frame.seconds, checksum, source.skipped, faces))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, path.with_name(uuid.uuid4().hex)) as partial:
+        partial.write_text(json.dumps((frames, segments, source.missing_seconds), default=np.ndarray.tolist))
+    return SegmentDone(segments)
+
+
+def segment_path(job: Job, number: int) -> Path:
+    """Where a segment is saved. The name changes with the video and with the settings."""
+    status = os.stat(job.path)
+    video = repr((job.path, status.st_size, status.st_mtime_ns, job.settings.config_hash)).encode()
+    return job.settings.folder / UNFINISHED / f"{hashlib.sha256(video).hexdigest()[:32]}-{number}.json"
+
+
+def load_segment(path: Path) -> tuple[list[SegmentFrame], int, float]:
+    """Return the frames of a segment, how many segments its video has, and how many seconds are missing at its end."""
+    frames, segments, missing = json.loads(path.read_bytes())
+    for _, _, _, faces in frames:
+        faces[:] = [Face(Box(*box), *values, np.float32(chances)) for box, *values, chances in faces]
+    return [SegmentFrame(*frame) for frame in frames], segments, missing
+
+
+def label_whole(job: Job, source: Source, recognizer: ExpressionRecognizer) -> Done:
+    """Write the table of a file, labelled from its beginning to its end."""
+    recognizer.reset()
+    seen = ((frame, recognizer.recognize(frame.image, None if source.is_image else frame.seconds)) for frame in source)
+    return Done(*write_table(job, recognizer.labels, seen), source.skipped, source.missing_seconds)
+
+
+def label_stitched(job: Job, recognizer: ExpressionRecognizer) -> Done:
+    """Write the table of a video from its segments; if these don't fit together, label the video as a whole."""
+    paths, counts = [segment_path(job, number) for number in range(job.segments)], Counter()
+    try:
+        seen = stitch_segments(paths, counts)
+        done = Done(*write_table(job, recognizer.labels, seen), counts["broken"], counts["missing"])
+    except SegmentMismatchError:
+        with Source(job.path) as source:
+            done = label_whole(job, source, recognizer)
+    for path in paths:
+        path.unlink()
+    return done
+
+
+def stitch_segments(paths: list[Path], counts: Counter) -> Iterator[tuple[Frame, list[Face]]]:
+    """Yield the frames of a video, without images, and the faces in each; count what is broken and missing."""
+    stitcher, number, overlap = TrackStitcher(), 0, []
+    for index, path in enumerate(paths):
+        frames, _, counts["missing"] = load_segment(path)
+        start = index * SEGMENT_SECONDS
+        shared = [frame for frame in frames if index and frame.seconds < start]
+        if index:
+            if not shared or [frame[:2] for frame in shared] != [frame[:2] for frame in overlap]:
+                raise SegmentMismatchError
+            for before, after in zip(overlap, shared, strict=True):
+                stitcher.add_overlap(before.faces, after.faces)
+            stitcher.next_segment()
+        for frame in frames[len(shared) :]:
+            yield Frame(None, number, frame.seconds), stitcher.assign_ids(frame.faces)
+            number += 1
+        if frames:
+            counts["broken"] += frames[-1].broken - (shared[-1].broken if shared else 0)
+        overlap = [frame for frame in frames if frame.seconds >= start + SEGMENT_SECONDS - SEGMENT_OVERLAP]
+
+
+def write_table(job: Job, labels: tuple[str, ...], seen: Iterable[tuple[Frame, list[Face]]]) -> tuple:
+    """Write the table of a file, as a whole or not at all. Returns the first four values of Done."""
+    path = job.settings.folder / job.result
+    partial = job.settings.folder / UNFINISHED / f"{uuid.uuid4().hex}.csv"
+    for file in (path, partial):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    frame_count, face_count, people = 0, 0, set()
+    with atomic_write(path, partial):
+        with Table(partial, labels) as table:
+            for frame, faces in seen:
+                table.write(job.source, frame, faces)
+                frame_count, face_count = frame_count + 1, face_count + len(faces)
+                people.update(face.track_id for face in faces)
+        if path.suffix == ".parquet":
+            convert_to_parquet(partial, labels)
+    return round(frame.seconds, 3), frame_count, face_count, len(people)
