@@ -206,7 +206,7 @@ def failing(case, tmp_path, trained, picture):
         "bars": (["--source", str(picture), "--bars", "--csv", str(tmp_path / "x.csv")], "goes with a window"),
         "pictures' timeline": (
             ["--source", str(picture), "--summary", str(tmp_path / "x.png"), "--no-window"],
-            "needs a film or camera",
+            "needs a video or camera",
         ),
         "table": (["--source", str(picture), "--csv", str(tmp_path / "old.csv"), "--no-window"], "exists already"),
         "timeline": (["--source", str(picture), "--summary", str(picture), "--no-window"], "exists already"),
