@@ -1,9 +1,9 @@
-"""Count the faces that the tracker and OpenCV's plain search find in the same moving pictures, and time both.
+"""Count the faces that the tracker and OpenCV's plain search find in the same moving images, and time both.
 
     python benchmarks/faces.py --data data/fer2013         faces of FER2013's validation split
     python benchmarks/faces.py                             drawn faces
 
-Films are made in memory: faces that move, grow, shrink and tilt over textures, and the portrait that Matplotlib
+Videos are made in memory: faces that move, grow, shrink and tilt over textures, and the portrait that Matplotlib
 carries. Plain is detectMultiScale(1.1, 5, minSize=(30, 30)) in every frame, shrunk as the tracker's. Both run in one
 thread and in turn. A face counts as found where a box overlaps with it by at least 0.4 (intersection over union); boxes
 that overlap with none are false. Easy faces are those that the plain search finds in a still, 120 pixels wide, before
@@ -28,44 +28,44 @@ from expressions.inference.tracker import Tracker
 from expressions.training import dataset, synthetic
 
 CASCADE = ROOT / "haarcascade_frontalface_default.xml"
-RATE, FRAMES, APPEARS = 30, 60, 20  # frames a second, a film, before a new face
+RATE, FRAMES, APPEARS = 30, 60, 20  # frames a second, a video, before a new face
 SIZES = (640, 480), (1280, 720)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of FER2013; without it faces are drawn")
-    parser.add_argument("--films", type=int, default=3, help="of each kind (default: 3)")
+    parser.add_argument("--videos", type=int, default=3, help="of each kind (default: 3)")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     cv2.setRNGSeed(0)
     try:
-        pictures = pictures_of_faces(options.data)
+        images = face_images(options.data)
     except UserError as error:
         parser.error(str(error))
     random, detector = np.random.default_rng(0), HaarDetector(CASCADE)
-    easy = np.array([is_easy(detector, picture) for picture in pictures])
+    easy = np.array([is_easy(detector, image) for image in images])
     print(f"{easy.sum()} of {len(easy)} faces are easy")
     for size in SIZES:
         for count in (1, 3, 7):
-            cells = [random.choice(len(pictures), count, replace=False) for _ in range(options.films)]
-            films = [film(pictures[cell], size, random) for cell in cells]
-            compare(f"{count} faces, {size[0]}x{size[1]}", detector, films, [easy[cell] for cell in cells])
-        films = [portrait_film(detector, size, random) for _ in range(options.films)]
-        compare(f"portrait, {size[0]}x{size[1]}", detector, films, [[True]] * options.films)
+            cells = [random.choice(len(images), count, replace=False) for _ in range(options.videos)]
+            videos = [face_video(images[cell], size, random) for cell in cells]
+            compare(f"{count} faces, {size[0]}x{size[1]}", detector, videos, [easy[cell] for cell in cells])
+        videos = [portrait_video(detector, size, random) for _ in range(options.videos)]
+        compare(f"portrait, {size[0]}x{size[1]}", detector, videos, [[True]] * options.videos)
     waits = []
-    for _ in range(10 * options.films):
-        (face,) = pictures[random.choice(np.flatnonzero(easy), 1)]
-        waits.append(frames_until_seen(detector, film(face[None], SIZES[0], random, appears=APPEARS)))
+    for _ in range(10 * options.videos):
+        (face,) = images[random.choice(np.flatnonzero(easy), 1)]
+        waits.append(frames_until_seen(detector, face_video(face[None], SIZES[0], random, appears=APPEARS)))
     seen = [wait for wait in waits if wait is not None]
     print(
-        f"new easy face: seen within {FRAMES - APPEARS} frames in {len(seen)} of {len(waits)} films; "
+        f"new easy face: seen within {FRAMES - APPEARS} frames in {len(seen)} of {len(waits)} videos; "
         f"after {statistics.median(seen):.0f} frames (median), {np.percentile(seen, 90):.0f} (nine tenths)"
     )
 
 
-def pictures_of_faces(folder, count=200):
-    """Pictures of faces, uint8 (count, side, side)."""
+def face_images(folder, count=200):
+    """Images of faces, uint8 (count, side, side)."""
     random = np.random.default_rng(1)
     if folder is None:
         return np.stack([synthetic.draw_face(EMOTIONS[index % 7], random, 160) for index in range(count)])
@@ -73,16 +73,16 @@ def pictures_of_faces(folder, count=200):
     return images[random.choice(len(images), count, replace=False)].reshape(count, *images.shape[1:3])
 
 
-def film(pictures, size, random, appears=0):
-    """A film of faces: yields gray uint8 (height, width), and the true boxes, (faces, 4), x, y, width, height.
+def face_video(images, size, random, appears=0):
+    """A video of faces: yields gray uint8 (height, width), and the true boxes, (faces, 4), x, y, width, height.
 
-    pictures: uint8 (faces, side, side). appears: the number of frames before the faces come into the picture.
+    images: uint8 (faces, side, side). appears: the number of frames before the faces come into the image.
     """
-    (width, height), count, side = size, len(pictures), pictures.shape[1]
+    (width, height), count, side = size, len(images), images.shape[1]
     scene = texture(random, (width + 40, height + 40))
     columns = int(np.ceil(np.sqrt(count * width / height)))
     cell_width, cell_height = width / columns, height / np.ceil(count / columns)
-    face_size = [min(random.uniform(0.12, 0.4) * height, 0.75 * min(cell_width, cell_height)) for _ in pictures]
+    face_size = [min(random.uniform(0.12, 0.4) * height, 0.75 * min(cell_width, cell_height)) for _ in images]
     frequencies, phases = random.uniform(0.15, 0.5, (count, 4)), random.uniform(0, 2 * np.pi, (count, 4))
     tilts = random.uniform(0, 8, count)  # degrees
     edge = np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5) / (0.06 * side)
@@ -92,7 +92,7 @@ def film(pictures, size, random, appears=0):
         left, top = (round(20 + 20 * np.sin(rate * index / RATE)) for rate in (0.7, 0.5))  # the camera sways
         frame = scene[top : top + height, left : left + width].astype(np.float32)
         boxes = []
-        for number, (picture, (grow, across, down, tilt)) in enumerate(zip(pictures, wave, strict=True)):
+        for number, (image, (grow, across, down, tilt)) in enumerate(zip(images, wave, strict=True)):
             if index < appears:
                 continue
             wide = face_size[number] * (1 + 0.2 * grow)
@@ -101,42 +101,42 @@ def film(pictures, size, random, appears=0):
             y = (row + 0.5) * cell_height + down * (cell_height - wide) / 2
             place = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), tilts[number] * tilt, wide / side)
             place[:, 2] += np.array([x, y]) - side / 2
-            paste(frame, picture, mask, place)
+            paste(frame, image, mask, place)
             boxes.append((x - wide / 2, y - wide / 2, wide, wide))
         yield noisy(frame), np.array(boxes).reshape(-1, 4)
 
 
-def portrait_film(detector, size, random):
-    """A film of the portrait that Matplotlib carries, moved and scaled; yields as `film` does."""
+def portrait_video(detector, size, random):
+    """A video of the portrait that Matplotlib carries, moved and scaled; yields as `face_video` does."""
     from matplotlib import cbook
 
     with cbook.get_sample_data("grace_hopper.jpg") as file:
-        picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_GRAYSCALE)
-    face = np.array(max(plain(detector, picture), key=lambda box: box[2]), float)
+        image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    face = np.array(max(plain(detector, image), key=lambda box: box[2]), float)
     (width, height), phases = size, random.uniform(0, 2 * np.pi, 3)
     scene = texture(random, size)
     for index in range(FRAMES):
         grow, across, down = np.sin(2 * np.pi * 0.3 * index / RATE + phases)
-        scale = height / picture.shape[0] * (0.8 + 0.2 * grow)
-        spare = np.array([width, height]) - scale * np.array(picture.shape[::-1])
+        scale = height / image.shape[0] * (0.8 + 0.2 * grow)
+        spare = np.array([width, height]) - scale * np.array(image.shape[::-1])
         corner = spare * (0.5 + 0.5 * np.array([across, down]))
         frame = scene.astype(np.float32)
         place = np.array([[scale, 0, corner[0]], [0, scale, corner[1]]])
-        paste(frame, picture, np.ones(picture.shape, np.float32), place)
+        paste(frame, image, np.ones(image.shape, np.float32), place)
         yield noisy(frame), np.array([[*(face[:2] * scale + corner), *(face[2:] * scale)]])
 
 
-def paste(frame, picture, mask, place):
-    """Blend a picture into a frame, float32, where the affine map `place` (2, 3) takes it."""
-    # shrinks without turning into a sieve: the picture is first brought near its size
+def paste(frame, image, mask, place):
+    """Blend an image into a frame, float32, where the affine map `place` (2, 3) takes it."""
+    # shrinks without turning into a sieve: the image is first brought near its size
     scale = float(np.hypot(place[0, 0], place[1, 0]))
     if scale < 1:
-        picture, mask = (
-            cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for part in (picture, mask)
+        image, mask = (
+            cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for part in (image, mask)
         )
         place = np.hstack([place[:, :2] / scale, place[:, 2:]])
     size = frame.shape[1::-1]
-    part = cv2.warpAffine(picture, place, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    part = cv2.warpAffine(image, place, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     share = cv2.warpAffine(mask, place, size)
     frame += share * (part - frame)
 
@@ -167,9 +167,9 @@ def plain(detector, gray):
     return [tuple(box / scale) for box in found]
 
 
-def is_easy(detector, picture):
+def is_easy(detector, image):
     still = np.full((240, 240), 128, np.uint8)
-    still[60:180, 60:180] = cv2.resize(picture, (120, 120), interpolation=cv2.INTER_CUBIC)
+    still[60:180, 60:180] = cv2.resize(image, (120, 120), interpolation=cv2.INTER_CUBIC)
     return bool((overlaps([(60, 60, 120, 120)], plain(detector, still)) >= 0.4).any())
 
 
@@ -182,18 +182,18 @@ def overlaps(truth, boxes):
     return shared / (truth[:, 2:].prod(axis=1)[:, None] + boxes[:, 2:].prod(axis=1) - shared)
 
 
-def compare(name, detector, films, easy):
-    """Search films with the tracker and plainly; print how many faces each finds, how many false ones, how fast."""
+def compare(name, detector, videos, easy):
+    """Search videos with the tracker and plainly; print how many faces each finds, how many false ones, how fast."""
     counts = {"tracker": np.zeros(3), "plain": np.zeros(3)}  # faces, easy faces, false
     seconds = {"tracker": [], "plain": []}
     faces, easy_faces, frames = 0, 0, 0
-    for frames_of_film, is_easy in zip(films, easy, strict=True):
+    for frames_of_video, is_easy in zip(videos, easy, strict=True):
         tracker = Tracker(detector)
         searches = {
             "tracker": lambda gray, time, tracker=tracker: [track.box for track in tracker.update(gray, time)],
             "plain": lambda gray, _: plain(detector, gray),
         }
-        for index, (gray, truth) in enumerate(frames_of_film):
+        for index, (gray, truth) in enumerate(frames_of_video):
             frames, faces, easy_faces = frames + 1, faces + len(truth), easy_faces + sum(is_easy)
             for way, search in searches.items():
                 began = time.perf_counter()

@@ -2,9 +2,9 @@
 
     python benchmarks/live.py                              drawn faces
     python benchmarks/live.py --data data/fer2013          faces of FER2013's validation split
-    python benchmarks/live.py --frames 20000               also a film that long: does memory or time grow?
+    python benchmarks/live.py --frames 20000               also a video that long: does memory or time grow?
 
-Films of moving faces (as in benchmarks/faces.py) are written to a file. A frame's time is that of reading, finding,
+Videos of moving faces (as in benchmarks/faces.py) are written to a file. A frame's time is that of reading, finding,
 following and labelling its faces, and drawing them. Where `fer` from the package index is installed, it
 sees the same frames, in turn with ours; it reads and draws nothing.
 """
@@ -31,7 +31,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from faces import RATE, film, pictures_of_faces
+from faces import RATE, face_images, face_video
 
 from expressions import UserError
 from expressions.inference import overlay
@@ -44,22 +44,24 @@ STARTS, RIVAL_EVERY = 5, 10
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of FER2013; without it faces are drawn")
-    parser.add_argument("--films", type=int, default=3, help="of each kind (default: 3)")
-    parser.add_argument("--frames", type=int, default=0, help="of a long film (default: none)")
+    parser.add_argument("--videos", type=int, default=3, help="of each kind (default: 3)")
+    parser.add_argument("--frames", type=int, default=0, help="of a long video (default: none)")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     try:
-        pictures, recognizer = pictures_of_faces(options.data), ExpressionRecognizer()
+        images, recognizer = face_images(options.data), ExpressionRecognizer()
     except UserError as error:
         parser.error(str(error))
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.avi"
+        path = Path(folder) / "video.avi"
         for size in ((640, 480), (1280, 720)):
             for count in (1, 7):
                 ours, theirs, seen = [], [], []
-                for _ in range(options.films):
-                    write(film(pictures[random.choice(len(pictures), count, replace=False)], size, random), path, size)
+                for _ in range(options.videos):
+                    write(
+                        face_video(images[random.choice(len(images), count, replace=False)], size, random), path, size
+                    )
                     watch(path, recognizer, ours, seen, theirs)
                 print(
                     f"{size[0]}x{size[1]}, {count} faces ({statistics.mean(seen):.1f} seen): {quantiles(ours)}"
@@ -69,7 +71,7 @@ def main():
                         else ""
                     )
                 )
-        write(film(pictures[:1], (640, 480), random), path, (640, 480))
+        write(face_video(images[:1], (640, 480), random), path, (640, 480))
         starts = [seconds_to_first_row(path, Path(folder) / f"{index}.csv") for index in range(STARTS)]
         print(f"first labelled frame {statistics.median(starts):.2f} s after the command (median of {STARTS})")
         if options.frames:
@@ -121,14 +123,14 @@ def quantiles(milliseconds):
     return f"{middle:.1f} ms a frame (median of {len(milliseconds)}; 95 % within {slow:.1f}, all within {slowest:.1f})"
 
 
-def seconds_to_first_row(film, table):
+def seconds_to_first_row(video, table):
     """From the start of the program to the first labelled face in its table."""
-    command = [sys.executable, ROOT / "realtime_detect.py", "--source", film, "--no-window", "--csv", table]
+    command = [sys.executable, ROOT / "realtime_detect.py", "--source", video, "--no-window", "--csv", table]
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while not (table.exists() and table.read_bytes().count(b"\n") > 1):
             if process.poll() is not None:
-                sys.exit("no face was found in the film")
+                sys.exit("no face was found in the video")
             time.sleep(0.005)
         seconds = time.perf_counter() - began
         process.kill()
@@ -136,15 +138,15 @@ def seconds_to_first_row(film, table):
 
 
 def watch_long(path, recognizer, frames):
-    """Label the frames of a film over and over; print time and memory of the first and the last thousand."""
+    """Label the frames of a video over and over; print time and memory of the first and the last thousand."""
     with Source(path) as source:
-        pictures = [frame.image for frame in source]
+        images = [frame.image for frame in source]
     recognizer.reset()
     milliseconds, memory = [], []
     for number in range(frames):
         began = time.perf_counter()
-        picture = pictures[number % len(pictures)]
-        overlay.draw(picture, recognizer.recognize(picture, number / RATE))
+        image = images[number % len(images)]
+        overlay.draw(image, recognizer.recognize(image, number / RATE))
         milliseconds.append(1000 * (time.perf_counter() - began))
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kilobytes on Linux
     for name, part in (("first", slice(1000)), ("last", slice(-1000, None))):

@@ -4,7 +4,7 @@
     python benchmarks/soak.py --minutes 3        at least 3
 
 A server on this computer, a program of its own, streams drawn faces as MJPEG, and every few seconds does something
-wrong (FAULTS). The live program's own loop labels the frames and writes table and film. The first minute warms up;
+wrong (FAULTS). The live program's own loop labels the frames and writes table and video. The first minute warms up;
 after it and at the end, threads and open files are counted with the source closed. Prints a line a minute. Exit status
 1 when memory has grown by more than MOST_GROWTH, or threads or files are left behind. Linux only.
 """
@@ -93,8 +93,8 @@ def soak(address, folder, account, minutes):
             if end == 1:
                 before = left_open()
         after = left_open(before)
-    with Source(save) as film:  # the last one, whole
-        frames = len(list(film))
+    with Source(save) as video:  # the last one, whole
+        frames = len(list(video))
     first, last = meter.minutes[1], meter.minutes[-1]
     growth = last.memory - first.memory
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(json.loads(account.read_text()).items()))
@@ -103,7 +103,7 @@ def soak(address, folder, account, minutes):
     print(f"memory {first.memory:.1f} MB after the first minute, {last.memory:.1f} at the end")
     print(f"median latency {first.latency:.1f} ms in the first minute after that, {last.latency:.1f} in the last")
     print(f"threads {before[0]} before, {after[0]} after; open files {before[1]} and {after[1]}")
-    print(f"the last film has {frames} frames; the table {(Path(folder) / 'seen.csv').stat().st_size / 1e6:.1f} MB")
+    print(f"the last video has {frames} frames; the table {(Path(folder) / 'seen.csv').stat().st_size / 1e6:.1f} MB")
     wrong = [f"memory grew by {growth:.1f} MB"] if growth > MOST_GROWTH else []
     wrong += [
         f"{name} are left behind" for name, a, b in zip(("threads", "files"), before, after, strict=True) if b > a
@@ -202,8 +202,8 @@ def serve(account):
                     elif fault in ("disconnect", "restart", "gone"):
                         break
                     number, blank = number + 1, max(0, blank - 1)
-                    picture = np.full((480, 640, 3), level, np.uint8) if blank else draw(faces, number)
-                    data = bytearray(cv2.imencode(".jpg", cv2.resize(stamp(picture), size))[1])
+                    image = np.full((480, 640, 3), level, np.uint8) if blank else draw(faces, number)
+                    data = bytearray(cv2.imencode(".jpg", cv2.resize(stamp(image), size))[1])
                     if fault == "broken frame":
                         data[len(data) // 2 :] = choose.randbytes(len(data) - len(data) // 2)
                     client.sendall(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + data + b"\r\n")
@@ -218,24 +218,24 @@ def serve(account):
 
 def draw(faces, number):
     """The frame of that number: two faces that go to and fro."""
-    picture = np.full((480, 640, 3), 128, np.uint8)
+    image = np.full((480, 640, 3), 128, np.uint8)
     for index, face in enumerate(faces):
         left, top = 60 + 320 * index + round(50 * np.sin(number / 30)), 150 + round(80 * np.sin(number / 50 + index))
-        picture[top : top + 160, left : left + 160] = face[..., None]
-    return picture
+        image[top : top + 160, left : left + 160] = face[..., None]
+    return image
 
 
-def stamp(picture):
-    """Write the time, in milliseconds, over the top of a picture, in place: a block a bit. Returns the picture."""
-    milliseconds, (height, width) = int(1000 * time.monotonic()), picture.shape[:2]
+def stamp(image):
+    """Write the time, in milliseconds, over the top of an image, in place: a block a bit. Returns the image."""
+    milliseconds, (height, width) = int(1000 * time.monotonic()), image.shape[:2]
     for bit in range(BITS):
-        picture[: height // 16, bit * width // BITS : (bit + 1) * width // BITS] = 255 * (milliseconds >> bit & 1)
-    return picture
+        image[: height // 16, bit * width // BITS : (bit + 1) * width // BITS] = 255 * (milliseconds >> bit & 1)
+    return image
 
 
-def read_stamp(picture):
-    height, width = picture.shape[:2]
-    return sum(int(picture[height // 32, (2 * bit + 1) * width // (2 * BITS), 1] > 127) << bit for bit in range(BITS))
+def read_stamp(image):
+    height, width = image.shape[:2]
+    return sum(int(image[height // 32, (2 * bit + 1) * width // (2 * BITS), 1] > 127) << bit for bit in range(BITS))
 
 
 if __name__ == "__main__":
