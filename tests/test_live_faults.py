@@ -636,7 +636,11 @@ def shell(line, folder, **environment):
     [
         ("$DETECT $ARGUMENTS | true; exit ${PIPESTATUS[0]}", (141, "", "")),
         ("$DETECT $ARGUMENTS 2>&1 | true; exit ${PIPESTATUS[0]}", (141, "", "")),
-        ("$DETECT --source none.mp4 --csv b.csv 2>&1 | true; exit ${PIPESTATUS[0]}", (141, "", "")),
+        pytest.param(
+            "$DETECT --source none.mp4 --csv b.csv 2>&1 | true; exit ${PIPESTATUS[0]}",
+            (141, "", ""),
+            marks=pytest.mark.slow,
+        ),
         ("$DETECT $ARGUMENTS >&-", (0, "", "")),
         ("$DETECT $ARGUMENTS >&- 2>&-", (0, "", "")),
     ],
@@ -688,7 +692,13 @@ def start(folder, film, trained, *options, **environment):
 
 
 @pytest.mark.parametrize(
-    "end, ending", [(signal.SIGTERM, ending) for ending in FILM_ENDINGS] + [(signal.SIGHUP, ".mp4")]
+    "end, ending",
+    [
+        pytest.param(signal.SIGTERM, ".mp4", marks=pytest.mark.slow),
+        (signal.SIGTERM, ".webm"),
+        (signal.SIGTERM, ".avi"),
+        (signal.SIGHUP, ".mp4"),
+    ],
 )
 def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_film, end, ending):
     process = start(tmp_path, long_film, trained, "--save", f"out{ending}", "--summary", "timeline.png")

@@ -128,6 +128,7 @@ def test_without_litert_keras_labels_the_faces_and_says_so(tmp_path, trained, pi
     assert compiled["confidence"] == pytest.approx(keras["confidence"], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
     """A film so long that it is killed in the middle."""
@@ -143,6 +144,7 @@ def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
     assert [int(row["frame"]) for row in rows] == list(range(len(rows))) and all(row["surprise"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_lines_of_python_in_the_readme(tmp_path, picture):
     readme = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]

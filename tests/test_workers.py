@@ -81,6 +81,7 @@ def check(folder, expected):
     assert [Path(row["source"]).name for row in read_rows(folder / "failed.csv")] == ["bad.mp4"]
 
 
+@pytest.mark.slow
 def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
     """One is there all the time, on the left, and so has the same number on both sides of each seam."""
     left = [row for row in expected["long.avi"] if int(row["x"]) < 120]
@@ -91,6 +92,7 @@ def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
     assert len({row["track"] for row in left}) == 3  # and another one after each cut of the film
 
 
+@pytest.mark.slow
 def test_two_workers_write_what_one_process_writes(material, expected, trained, tmp_path):
     results = tmp_path / "results"
     result = annotate(material, trained, results, "--workers", 2)
@@ -136,6 +138,7 @@ def started(material, trained, tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_workers_that_are_killed(started, expected, tmp_path):
     random = np.random.default_rng(0)
@@ -159,6 +162,7 @@ def test_a_dangling_link_first_is_one_failure(material, trained, tmp_path):
     assert result.returncode == 1 and "a.png" in result.stderr and "1 files: " in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp_path, number):
@@ -178,6 +182,7 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
     check(results, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
     """Entered where frame 1 should come, frame 2 comes."""
