@@ -18,7 +18,6 @@ import expressions  # noqa: F401  before OpenCV, as in the programs, for it boun
 import cv2
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from expressions import EMOTIONS
 from expressions.inference.recognizer import ExpressionRecognizer
@@ -31,14 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # before a command: takes from root what lets it read and write everything
 WITHOUT_PRIVILEGES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if shutil.which("setpriv") else []
 SPLITS = {"train": 8, "validation": 3}  # images per class
-# Marks, for a test that skips itself does so after its fixtures were built.
+# These are marks, for a test that skips itself does so after its fixtures were built.
 needs_xvfb = pytest.mark.skipif(
     not (shutil.which("Xvfb") and shutil.which("xdotool")), reason="needs Debian's packages xvfb and xdotool"
 )
 
 
 def needs(module):
-    """A mark: skip the test where this module isn't installed."""
+    """A mark: skip the test where a module isn't installed that requirements.txt hasn't. Mark such tests slow as well,
+    so that the slow ones can be run with it and the others without."""
     return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs pip install {module}")
 
 
@@ -131,12 +131,16 @@ def build_once(tmp_path_factory, worker_id):
     shared = base if worker_id == "master" else base.parent
 
     def build_once(name, build):
-        folder, complete = shared / name, shared / f"{name}.complete"
-        with FileLock(shared / f"{name}.lock"):
-            if not complete.exists():
-                folder.mkdir()
+        folder, done = shared / name, shared / f"{name}.done"
+        try:
+            folder.mkdir()  # which one alone can do
+        except FileExistsError:
+            wait_for(done.exists, seconds=300)
+        else:
+            try:
                 build(folder)
-                complete.touch()
+            finally:
+                done.touch()  # nobody waits for what failed
         return folder
 
     return build_once

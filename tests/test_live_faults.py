@@ -773,7 +773,7 @@ def test_a_timeline_with_a_formula_for_a_name(tmp_path):
     summary = Summary()
     for name in ("$\\frac{$.mp4", "b\n\udce9.mp4"):
         for number in range(3):
-            faces = [SimpleNamespace(number=1, label="happy")]
+            faces = [SimpleNamespace(track_id=1, label="happy")]
             summary.add(name, SimpleNamespace(number=number, seconds=number / 10), faces, still=False)
     summary.draw(tmp_path / "timeline.png", {})
     assert cv2.imread(str(tmp_path / "timeline.png")) is not None and "b\\n\\udce9.mp4, person 1" in summary.describe()

@@ -323,7 +323,7 @@ class Capture:
         self.left = Capture.plugged.pop(0) if Capture.plugged else 0
         self.open = self.left > 0
 
-    def isOpened(self):
+    def isOpened(self):  # noqa: N802  OpenCV's name
         return self.open
 
     def get(self, key):

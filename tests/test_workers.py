@@ -226,6 +226,7 @@ def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected
 
 
 @needs("pyarrow")
+@pytest.mark.slow
 def test_parquet_has_what_csv_has(material, expected, trained, tmp_path):
     from pyarrow import parquet
 
@@ -276,7 +277,11 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         (["--workers", "2", "--csv", "{folder}"], "holds other files"),
         (["--workers", "2", "--csv", "x", "--source", "{empty}"], "empty; give the name of a file"),
         (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
-        pytest.param(["--ray", "127.0.0.1:1", "--csv", "x"], "--ray 127.0.0.1:1: no cluster there", marks=needs("ray")),
+        pytest.param(
+            ["--ray", "127.0.0.1:1", "--csv", "x"],
+            "--ray 127.0.0.1:1: no cluster there",
+            marks=[needs("ray"), pytest.mark.slow],
+        ),
     ],
 )
 def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
