@@ -101,11 +101,6 @@ def wait_for(happened, processes=(), seconds=120):
         time.sleep(0.02)
 
 
-def processor_time():
-    """Seconds of processor time of this process and its ended children, which a busy machine hardly changes."""
-    return sum(os.times()[:4])
-
-
 @contextlib.contextmanager
 def x_server(screen="1280x800x24"):
     """Run an X server with one screen, on a display that it finds free. Yields the process and the display's name."""
