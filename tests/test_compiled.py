@@ -46,7 +46,6 @@ def test_says_what_keras_says_for_any_number_of_faces(model, votes):
     assert fast.votes == votes and fast.size == 48 and built.output_shape == slow.network.output_shape
 
 
-@pytest.mark.slow
 def test_another_model_of_the_same_name_gets_a_network_of_its_own(model, cache):
     compiled.build(Classifier(model), model)
     [old] = cache.iterdir()
@@ -57,7 +56,6 @@ def test_another_model_of_the_same_name_gets_a_network_of_its_own(model, cache):
     assert cache.stat().st_mode & 0o777 == 0o700 or os.name == "nt"
 
 
-@pytest.mark.slow
 def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch):
     classifier = Classifier(model)
     for number in range(12):
@@ -75,7 +73,6 @@ def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch):
     assert names == {f"{number}.tflite" for number in (0, *range(3, 12))}
 
 
-@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "folder"])
 def test_a_damaged_file_is_as_good_as_none(model, cache, damage):
@@ -145,7 +142,6 @@ def test_a_network_that_says_something_else_is_not_used(model, cache, monkeypatc
     assert not cache.exists()
 
 
-@pytest.mark.slow
 def test_without_litert_there_is_none(model, monkeypatch):
     compiled.build(Classifier(model), model)
     plain = builtins.__import__
