@@ -24,20 +24,19 @@ def main():
         print("This system can't be asked for one core: the times are those of all of them.")
 
     sys.path.insert(0, str(ROOT))
-    import numpy as np
-
     import keras
+    import numpy as np
 
     from expressions import UserError
     from expressions.classifier import Classifier
-    from expressions.model_compiler import complete_network
+    from expressions.model_compiler import complete_network, read_votes_layer
     from expressions.training import synthetic
 
     try:
         compiled = Classifier.load(options.model)
     except UserError as error:
         parser.error(str(error))
-    network = complete_network(keras.models.load_model(options.model, compile=False))
+    network = complete_network(keras.models.load_model(options.model, compile=False), read_votes_layer(options.model))
     classifiers = {"Keras": Classifier(network, compiled.metadata), "compiled": compiled}
     face = synthetic.draw_face("happy", np.random.default_rng(0), 48)
     for engine, classifier in classifiers.items():

@@ -72,12 +72,8 @@ def limit_resources(seconds: int) -> None:
 def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
     """Check that a model file is safe to load and says what it needs.
 
-    Args:
-        path: The file.
-        given: Metadata that replaces the file's own: labels, scaling.
-
     Returns:
-        The metadata, and the network's configuration after `sanitize_config`.
+        The metadata, replaced by what is `given`, and the network's configuration after `sanitize_config`.
 
     Raises:
         UserError: It is missing, damaged or too large, has a layer that is not in LAYERS, refers to other files, or has
@@ -228,10 +224,7 @@ def check_finite(arrays, path):
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
-    """Compile the network of a validated model file to LiteRT.
-
-    Returns:
-        A LiteRT file; its network has the inputs and outputs of `complete_network`.
+    """Compile the network of a validated model file, made by `complete_network`, to a LiteRT file.
 
     Raises:
         UserError: Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
@@ -283,12 +276,11 @@ def complete_network(network, votes=None, path="the network"):
 
     Args:
         network: A Keras model whose last layer gives a logit or a probability for each label.
-        votes: Kernel and bias of the layer that predicts votes from the features before the last layer, if there is
-            one; see `model_file.write_votes_layer`.
+        votes: Kernel and bias of the layer that predicts votes, if any; see `model_file.write_votes_layer`.
         path: Name of the network in errors.
 
     Returns:
-        A Keras model that gives float32 (n, columns): a logit for each label and, with `votes`, for each of its answers.
+        A Keras model that gives float32 (n, columns): the logits of the labels, then those of the votes.
 
     Raises:
         UserError: The layer for votes doesn't fit, or weights are NaN or infinite.
