@@ -49,7 +49,7 @@ def csv(data):
 def facts(data):
     said, _, config = data.decode(errors="surrogateescape").partition("\n")
     with contextlib.suppress(UserError):
-        model_compiler.parse_metadata(said, config, {}, "model.h5")
+        model_compiler.parse_metadata(said, config, {})
 
 
 def h5(data):

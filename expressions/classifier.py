@@ -32,7 +32,7 @@ class CompiledNetwork:
         try:
             from ai_edge_litert.interpreter import Interpreter  # here, since training does without
         except ImportError:
-            raise UserError("a model is run by LiteRT; install it: pip install ai-edge-litert") from None
+            raise UserError("LiteRT, which runs models, is missing: pip install ai-edge-litert") from None
 
         # a thread more than there are cores for this program makes it slower; more than four do not pay
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

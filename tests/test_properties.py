@@ -115,7 +115,7 @@ def test_votes_become_shares(tmp_path, counts):
 def test_any_description_of_a_network_is_refused(metadata, config):
     """None of these is a network by chance."""
     with pytest.raises(UserError):
-        parse_metadata(metadata, config, {}, "model.h5")
+        parse_metadata(metadata, config, {})
 
 
 @given(JSON, st.sampled_from(["labels", "scaling", "temperature", "seed", "votes"]))
@@ -126,7 +126,7 @@ def test_any_metadata_of_a_good_network_is_taken_or_refused(value, name):
     ]
     config = {"class_name": "Sequential", "config": {"name": "small", "layers": layers}}
     metadata = {"labels": ["a", "b"], "scaling": "unit"} | {name: value}
-    said = refused_or(parse_metadata, json.dumps(metadata), json.dumps(config), {}, "model.h5")
+    said = refused_or(parse_metadata, json.dumps(metadata), json.dumps(config), {})
     assert said is None or set(said[0]) == set(metadata)
 
 
