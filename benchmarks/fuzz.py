@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
-    from expressions import EMOTIONS, UserError, classifier
+    from expressions import EMOTIONS, UserError, model_compiler
     from expressions.training import dataset
 
 import h5py
@@ -35,7 +35,7 @@ import numpy as np
 
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
 PIXELS = " ".join(["7"] * 2304)
-FACTS = {"labels": list(EMOTIONS), "scaling": "unit", "temperature": 1.5, "seed": 0}
+METADATA = {"labels": list(EMOTIONS), "scaling": "unit", "temperature": 1.5, "seed": 0}
 
 
 def csv(data):
@@ -49,14 +49,14 @@ def csv(data):
 def facts(data):
     said, _, config = data.decode(errors="surrogateescape").partition("\n")
     with contextlib.suppress(UserError):
-        classifier.describe(said, config, {}, "model.h5")
+        model_compiler.parse_metadata(said, config, {})
 
 
 def h5(data):
     path = FOLDER / "model.h5"
     path.write_bytes(data)
     with contextlib.suppress(UserError):
-        classifier.inspect(path)
+        model_compiler.validate_model_file(path)
 
 
 def seeds(kind):
@@ -72,10 +72,10 @@ def seeds(kind):
     flat = {"class_name": "Flatten", "config": {"name": "flat"}}
     network = {"class_name": "Sequential", "config": {"name": "small", "layers": [first, flat, layer]}}
     if kind == "facts":
-        return [f"{json.dumps(FACTS)}\n{json.dumps(network)}".encode()]
+        return [f"{json.dumps(METADATA)}\n{json.dumps(network)}".encode()]
     path = FOLDER / "seed.h5"
     with h5py.File(path, "w") as file:
-        file.attrs["model_config"], file.attrs["facts"] = json.dumps(network), json.dumps(FACTS)
+        file.attrs["model_config"], file.attrs["facts"] = json.dumps(network), json.dumps(METADATA)
         file["model_weights/dense/kernel"] = np.ones((8, 7), np.float16)
         file["model_weights/dense/bias"] = np.zeros(7, np.float32)
         file["model_weights"].attrs["layer_names"] = [b"flat", b"dense"]

@@ -24,24 +24,27 @@ def main():
         print("This system can't be asked for one core: the times are those of all of them.")
 
     sys.path.insert(0, str(ROOT))
+    import keras
     import numpy as np
 
-    from expressions import UserError, compiled
+    from expressions import UserError
     from expressions.classifier import Classifier
+    from expressions.model_compiler import complete_network, read_votes_layer
     from expressions.training import synthetic
 
     try:
-        classifier = Classifier(options.model)
+        compiled = Classifier.load(options.model)
     except UserError as error:
         parser.error(str(error))
-    networks = {"Keras": classifier.network, "compiled": compiled.build(classifier, options.model)}
+    network = complete_network(keras.models.load_model(options.model, compile=False), read_votes_layer(options.model))
+    classifiers = {"Keras": Classifier(network, compiled.metadata), "compiled": compiled}
     face = synthetic.draw_face("happy", np.random.default_rng(0), 48)
-    for engine, classifier.network in networks.items():
-        for name, mirrored in (("single view", False), ("with mirrored view", True)):
+    for engine, classifier in classifiers.items():
+        for name, flip_tta in (("single view", False), ("with mirrored view", True)):
             seconds = []
             for _ in range(ROUNDS):
                 began = time.perf_counter()
-                classifier.probabilities([face], mirrored)
+                classifier.predict_proba([face], flip_tta)
                 seconds.append(time.perf_counter() - began)
             fast, median = sorted(seconds)[ROUNDS // 10] * 1e3, statistics.median(seconds) * 1e3
             print(f"{engine}, {name}: {median:.2f} ms a face (median of {ROUNDS}; a tenth took at most {fast:.2f} ms)")

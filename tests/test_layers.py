@@ -17,7 +17,9 @@ LAYERS = {
     "files": ["expressions.files"],
     "images": ["expressions.images"],
     "window": ["expressions.window"],
-    "classifier": ["expressions.classifier", "expressions.compiled"],
+    "model_file": ["expressions.model_file"],
+    "classifier": ["expressions.classifier"],
+    "model_compiler": ["expressions.model_compiler"],  # what the limited process runs
     "types": ["expressions.inference.types"],  # what several leaves of one wing pass to one another
     "leaves": [
         "expressions.training",

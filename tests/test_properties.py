@@ -11,7 +11,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expressions import EMOTIONS, UNCERTAIN, UserError, classifier
+from expressions import EMOTIONS, UNCERTAIN, UserError
 from expressions.cli import escape_unprintable
 from expressions.images import crop, decode_image, preprocess_face
 from expressions.inference import overlay
@@ -19,6 +19,7 @@ from expressions.inference.sources import parse_size
 from expressions.inference.tables import Summary, Table
 from expressions.inference.tracker import FaceDetector, Tracker
 from expressions.inference.types import Box, Face
+from expressions.model_compiler import parse_metadata
 from expressions.training import dataset
 
 pytestmark = pytest.mark.faults
@@ -111,22 +112,22 @@ def test_votes_become_shares(tmp_path, counts):
 
 
 @given(st.text(max_size=40) | JSON.map(json.dumps), st.none() | st.text(max_size=40) | JSON.map(json.dumps))
-def test_any_description_of_a_network_is_refused(facts, config):
+def test_any_description_of_a_network_is_refused(metadata, config):
     """None of these is a network by chance."""
     with pytest.raises(UserError):
-        classifier.describe(facts, config, {}, "model.h5")
+        parse_metadata(metadata, config, {})
 
 
 @given(JSON, st.sampled_from(["labels", "scaling", "temperature", "seed", "votes"]))
-def test_any_fact_of_a_good_network_is_taken_or_refused(value, name):
+def test_any_metadata_of_a_good_network_is_taken_or_refused(value, name):
     layers = [
         {"class_name": "InputLayer", "config": {"batch_shape": [None, 48, 48, 1], "name": "input"}},
         {"class_name": "Flatten", "config": {"name": "flat"}},
     ]
     config = {"class_name": "Sequential", "config": {"name": "small", "layers": layers}}
-    facts = {"labels": ["a", "b"], "scaling": "unit"} | {name: value}
-    said = refused_or(classifier.describe, json.dumps(facts), json.dumps(config), {}, "model.h5")
-    assert said is None or set(said[0]) == set(facts)
+    metadata = {"labels": ["a", "b"], "scaling": "unit"} | {name: value}
+    said = refused_or(parse_metadata, json.dumps(metadata), json.dumps(config), {})
+    assert said is None or set(said[0]) == set(metadata)
 
 
 @given(BOXES, st.integers(1, 200), st.integers(1, 200), st.sampled_from([None, 3]))

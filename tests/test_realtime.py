@@ -18,9 +18,10 @@ from conftest import ROOT, command, heed_ctrl_c, needs_xvfb, read_rows, run, wai
 
 import realtime_detect
 from expressions import EMOTIONS
-from expressions.classifier import Classifier, write_facts
+from expressions.classifier import Classifier
 from expressions.inference import overlay
 from expressions.inference.sources import Source
+from expressions.model_file import write_metadata
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,8 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
         Classifier,
-        "probabilities",
-        lambda self, faces, mirrored, votes: np.tile(certain, (len(faces), 1)),
+        "predict_proba",
+        lambda self, faces, flip_tta, votes: np.tile(certain, (len(faces), 1)),
     )
     arguments = ["--source", str(picture), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
     assert realtime_detect.main(arguments) == 0
@@ -115,17 +116,13 @@ def test_pictures_of_one_name_in_several_folders_are_saved_in_as_many(tmp_path, 
     assert saved == ["one/me.png", "two/three/me.png"]
 
 
-def test_without_litert_keras_labels_the_faces_and_says_so(tmp_path, trained, picture, monkeypatch, capsys):
-    arguments = ["--source", str(picture), "--model", str(trained), "--jsonl"]
-    model = shutil.copy(trained, tmp_path / "model.h5")  # not compiled yet
-    assert realtime_detect.main([*arguments, str(tmp_path / "compiled.jsonl")]) == 0
-    capsys.readouterr()
+@pytest.mark.faults
+def test_without_litert_it_says_what_to_install(tmp_path, trained, picture, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
-    assert realtime_detect.main([*arguments, str(tmp_path / "keras.jsonl"), "--model", str(model)]) == 0
-    assert "is ai-edge-litert installed?" in capsys.readouterr().out
-    compiled, keras = (json.loads((tmp_path / f"{engine}.jsonl").read_text()) for engine in ("compiled", "keras"))
-    assert compiled["label"] == keras["label"]
-    assert compiled["confidence"] == pytest.approx(keras["confidence"], abs=1e-3)
+    arguments = ["--source", str(picture), "--model", str(trained), "--jsonl", str(tmp_path / "seen.jsonl")]
+    assert realtime_detect.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "pip install ai-edge-litert" in said and said.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -185,7 +182,7 @@ def failing(case, tmp_path, trained, picture):
     """Arguments that can't work, and the words that say so."""
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
-        write_facts(broken, {"labels": ["one", "two"], "scaling": "unit"})
+        write_metadata(broken, {"labels": ["one", "two"], "scaling": "unit"})
     for name in ("empty.xml", "old.png", "old.csv"):
         (tmp_path / name).touch()
     save = ["--save", str(tmp_path / "out.png")]

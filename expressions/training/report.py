@@ -128,11 +128,11 @@ def evaluate(classifier, split, labels):
     if split.votes is not None:
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
-    ways = {"single view": {}, "with mirrored view": {"mirrored": True}}
-    if classifier.votes and votes is not None:
+    ways = {"single view": {}, "with mirrored view": {"flip_tta": True}}
+    if classifier.has_votes and votes is not None:
         ways["votes"] = {"votes": True}
     return {
-        name: Evaluation(classifier.labels, columns[split.labels], classifier.probabilities(split.images, **way), votes)
+        name: Evaluation(classifier.labels, columns[split.labels], classifier.predict_proba(split.images, **way), votes)
         for name, way in ways.items()
     }
 
