@@ -94,7 +94,7 @@ def test_a_good_table_comes_back_pixel_by_pixel(tmp_path, rows):
         lines.append(f"{code},{' '.join(map(str, image.ravel()))},{'Training' if training else 'PublicTest'}")
         expected["train" if training else "validation"].append((EMOTIONS.index(CODES[code]), image))
     (tmp_path / "fer2013.csv").write_text("\n".join(lines))
-    _, splits, _ = readers.read_csv(tmp_path / "fer2013.csv", None)
+    splits = readers.read_csv(tmp_path / "fer2013.csv", None).splits
     assert set(splits) == {name for name, images in expected.items() if images}
     for name, split in splits.items():
         assert split.labels.tolist() == [label for label, _ in expected[name]]

@@ -25,31 +25,24 @@ def load(path: str | os.PathLike, training: bool = True) -> Dataset:
     path = Path(path)
     try:
         found = find_dataset(path)
-        if found is None and path.is_file():
-            raise UserError(
-                f"{path}: no table whose first line has {' and '.join(CSV_COLUMNS)}; if it is packed, unpack it first"
-            )
         if found is None:
-            raise UserError(
-                f"{path}: no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
-            )
+            no_table = f"no table whose first line has {' and '.join(CSV_COLUMNS)}; if it is packed, unpack it first"
+            no_folder = "no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
+            raise UserError(f"{path}: {no_table if path.is_file() else no_folder}")
         votes = read_votes({place if place.is_dir() else place.parent for place in (path, found)})
-        labels, splits, notes = (read_csv if found.is_file() else read_folders)(found, votes)
+        data = (read_csv if found.is_file() else read_folders)(found, votes)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be read ({error.strerror}); check its permissions") from None
-    return prepare(Dataset(found.resolve().name, labels, splits, tuple(notes)), training)
+    return prepare(data, training)
 
 
 def prepare(data: Dataset, training: bool = True) -> Dataset:
-    """Hold out validation images if there are none, drop leaks and note what is unusual.
+    """Hold out validation images if there are none, drop training images that leak, and note what was found and done.
 
     Args:
         data: As read.
         training: Drop the training images that are also in another split, and check that the rest can be trained on.
             False: the data set is for measuring; it keeps every image.
-
-    Returns:
-        A Dataset whose notes say what was found and done.
 
     Raises:
         UserError: There is no image, or nothing can be learned from them.
@@ -64,9 +57,8 @@ def prepare(data: Dataset, training: bool = True) -> Dataset:
         if training and not held_out.any():
             raise UserError(f"{data.source}: one image a class; training takes more, some for validation")
         splits["train"], splits["validation"] = train.subset(~held_out), train.subset(held_out)
-        notes.append(
-            f"no validation split: held {held_out.sum()} images out of train (stratified, always the same ones)"
-        )
+        count = held_out.sum()
+        notes.append(f"no validation split: held {count} images out of train (stratified, always the same ones)")
     for name in ("validation", "test"):
         if training and name in splits:
             leaks = duplicate_mask(splits["train"], splits[name])
@@ -89,13 +81,9 @@ def _note_copies(splits):
         labels_of = {}
         for image, label in zip(split.images, split.labels, strict=True):
             labels_of.setdefault(image.tobytes(), set()).add(label)
-        copies = len(split.images) - len(labels_of)
-        contradictory = sum(len(labels) > 1 for labels in labels_of.values())
+        copies, mixed = len(split.images) - len(labels_of), sum(len(labels) > 1 for labels in labels_of.values())
         if copies:
-            yield (
-                f"kept {copies} images of {name} that copy another one there; {contradictory} pictures have several"
-                " labels"
-            )
+            yield f"kept {copies} images of {name} that copy another one there; {mixed} pictures have several labels"
 
 
 def _check_votes(splits):
@@ -125,16 +113,9 @@ def duplicate_mask(split: Split, other: Split) -> np.ndarray:
 
 
 def stratified_holdout(labels: np.ndarray) -> np.ndarray:
-    """Choose the same share of every class, but at least one image of two.
+    """Choose the same share of every class, at least one image of two, from the labels, int (n,): a boolean mask (n,).
 
-    The choice depends on the labels alone: a model that is fine-tuned or taught is never validated on images that the
-    model before it was trained on.
-
-    Args:
-        labels: Index of each image's class, int (n,).
-
-    Returns:
-        The images to hold out, a boolean mask (n,).
+    It depends on the labels alone, so that a model is never validated on images that its teacher was trained on.
     """
     held_out = np.zeros(len(labels), dtype=bool)
     rng = np.random.default_rng(0)

@@ -50,10 +50,8 @@ class Evaluation(NamedTuple):
         return counts
 
     def per_class(self) -> pd.DataFrame:
-        """Compute precision, recall, F1 (0 to 1) and support (images) of each class.
-
-        A ratio without a denominator is 0, but the recall of a class without images is NaN.
-        """
+        """Compute precision, recall, F1 (0 to 1) and support (images) of each class; a ratio without a denominator is
+        0, but the recall of a class without images NaN."""
         counts = self.confusion_matrix()
         hits, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
         table = pd.DataFrame(index=list(self.labels))
@@ -71,11 +69,8 @@ class Evaluation(NamedTuple):
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error, 0 to 1.
-
-        The mean distance of confidence from accuracy in 15 equal bins of confidence, weighted by the images in each
-        (Guo et al. 2017, arXiv:1706.04599, equation 3).
-        """
+        """Expected calibration error, 0 to 1: the mean distance of confidence from accuracy in 15 equal bins of
+        confidence, weighted by the images in each (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
         confidence, correct = self.probabilities.max(axis=1), self.y_pred == self.y_true
         bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         distances = np.bincount(bins, weights=confidence - correct)
@@ -94,7 +89,7 @@ class Evaluation(NamedTuple):
     def format_metrics(self) -> dict[str, str]:
         """Return the metrics as the user reads them: {name: text}."""
         texts = {"top-1": f"{self.accuracy:.1%}", "macro F1": f"{self.macro_f1:.3f}"}
-        texts["calibration error"] = f"{self.calibration_error:.1%}"
+        texts |= {"calibration error": f"{self.calibration_error:.1%}"}
         if self.votes is not None and self.majority_mask.any():
             texts[f"FER+ majority (n = {self.majority_mask.sum()})"] = f"{self.majority_accuracy:.1%}"
         recalls = self.per_class()["recall"].dropna()
@@ -113,15 +108,16 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(classifier, split: Split, labels: Sequence[str]) -> dict[str, Evaluation]:
-    """Evaluate a Classifier: one view, one with the mirrored image, and the votes it predicts if both have votes.
+    """Evaluate a Classifier on the images of `split`.
 
     Args:
-        classifier: A Classifier. It may know more classes, in another order.
+        classifier: It may know more classes than `labels`, in another order.
         split: The images.
         labels: The class names of `split`.
 
     Returns:
-        Evaluations named "single view", "with mirrored view" (the mean of an image and its mirror image), and "votes".
+        "single view", "with mirrored view" (the mean over each image and its mirror image), and "votes" (by the votes
+        that the classifier predicts) if classifier and split have votes.
 
     Raises:
         UserError: The classifier lacks one of `labels`.
@@ -156,8 +152,8 @@ def format_tables(evaluations: dict[str, Evaluation]) -> str:
     first = next(iter(evaluations.values()))
     columns = pd.Index(first.labels, name="true, predicted:")
     confusion = pd.DataFrame(first.confusion_matrix(), index=list(first.labels), columns=columns)
-    per_class = first.per_class().round(3)
-    return "\n\n".join([compare(evaluations).to_string(), per_class.to_string(na_rep="-"), confusion.to_string()])
+    per_class = first.per_class().round(3).to_string(na_rep="-")
+    return "\n\n".join([compare(evaluations).to_string(), per_class, confusion.to_string()])
 
 
 def fit_temperature(views: Sequence[np.ndarray], y_true: np.ndarray) -> float:

@@ -5,7 +5,7 @@ Every image file becomes 48x48 gray by `preprocess_face`, which the webcam uses 
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from expressions import EMOTIONS, IMAGE_SIZE, UserError
 from expressions.cli import escape_unprintable
 from expressions.images import preprocess_face, read_image
-from expressions.training.types import SPLITS, Split
+from expressions.training.types import SPLITS, Dataset, Split
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -42,9 +42,6 @@ VOTES = [*EMOTIONS, "other"]
 
 def find_dataset(path: Path) -> Path | None:
     """Find the CSV file, or the folder with the split or class folders, at `path` or one level below it.
-
-    Returns:
-        Its path; None if there is none.
 
     Raises:
         UserError: There are several.
@@ -87,16 +84,8 @@ def _is_image(path):
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def read_folders(root: Path, votes: pd.DataFrame | None) -> tuple[tuple[str, ...], dict[str, Split], list[str]]:
-    """Read a folder of class folders, with or without split folders above them.
-
-    Args:
-        root: The folder that `find_dataset` found.
-        votes: As from `read_votes`; joined by the names of the image files.
-
-    Returns:
-        The class names in the order of the label indices, the splits by name, and notes for the user.
-    """
+def read_folders(root: Path, votes: pd.DataFrame | None) -> Dataset:
+    """Read a folder of class folders, with or without split folders above them; join votes by the names of files."""
     folders = {split: _find_split_folder(root, split) for split in SPLITS}
     if not any(folders.values()):
         folders["train"] = root
@@ -116,7 +105,8 @@ def read_folders(root: Path, votes: pd.DataFrame | None) -> tuple[tuple[str, ...
         if paths:
             examples = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
             notes.append(f"skipped {len(paths)} files {SKIPPED[reason]}: {examples}")
-    return labels, {name: split for name, split in splits.items() if split}, notes
+    splits = {name: split for name, split in splits.items() if split}
+    return Dataset(root.resolve().name, labels, splits, tuple(notes))
 
 
 def _list_classes(folder, root, skipped):
@@ -172,8 +162,8 @@ def _has_columns(path, *columns):
     return set(columns) <= {name.strip() for name in names}
 
 
-def _read_rows(path, *columns) -> Iterator[dict[str, str | None]]:
-    """Yield the rows of a CSV file as {column: text}. One row is in memory at a time, its lines cut to a maximum."""
+def _read_rows(path, *columns):
+    """Yield the rows of a CSV file as {column: text}. One is in memory at a time, with a bound on its characters."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), skipinitialspace=True)
         try:
@@ -218,16 +208,9 @@ def read_votes(folders: Iterable[Path]) -> pd.DataFrame | None:
     return shares.assign(Usage=table["Usage"]).set_index(table["Image name"].fillna(""))
 
 
-def read_csv(path: Path, votes: pd.DataFrame | None) -> tuple[tuple[str, ...], dict[str, Split], list[str]]:
-    """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers) and Usage.
-
-    Args:
-        path: The CSV file.
-        votes: As from `read_votes`; joined by the number of the row.
-
-    Returns:
-        As `read_folders`.
-    """
+def read_csv(path: Path, votes: pd.DataFrame | None) -> Dataset:
+    """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers) and Usage; join votes by
+    the number of the row."""
     images, labels, usages = [], [], []
     for number, row in enumerate(_read_rows(path, *CSV_COLUMNS), 1):
         usage = row.get("Usage", "Training")
@@ -245,12 +228,12 @@ def read_csv(path: Path, votes: pd.DataFrame | None) -> tuple[tuple[str, ...], d
         images.append(pixels.astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE))
         labels.append(EMOTIONS.index(CSV_CODES[row["emotion"]]))
         usages.append(usage)
-    notes, shares = [], None
+    shares, notes, splits = None, (), {}
     if votes is not None and list(votes["Usage"]) == usages:
         shares = votes[VOTES].to_numpy()
     elif votes is not None:
-        notes.append("FER+ votes left out: their rows are not those of the data set")
-    if not images:
-        return EMOTIONS, {}, notes
-    rows, usages = Split(np.stack(images), np.array(labels), shares), np.array(usages)
-    return EMOTIONS, {CSV_USAGES[usage]: rows.subset(usages == usage) for usage in CSV_USAGES if usage in usages}, notes
+        notes = ("FER+ votes left out: their rows are not those of the data set",)
+    if images:
+        rows, usages = Split(np.stack(images), np.array(labels), shares), np.array(usages)
+        splits = {split: rows.subset(usages == usage) for usage, split in CSV_USAGES.items() if usage in usages}
+    return Dataset(path.resolve().name, EMOTIONS, splits, notes)

@@ -20,13 +20,13 @@ GRID = (4, 8)  # rows, at most, and columns of an image grid
 def write_report(
     folder: Path, metadata: dict, data: Dataset, evaluations: dict[str, Evaluation], megabytes: float
 ) -> None:
-    """Write curves, confusion matrix, most confident mistakes and model card into `folder`, which holds history.csv.
+    """Write curves, confusion matrix, the most confident mistakes and the model card into `folder`.
 
     Args:
-        folder: The folder of the run.
+        folder: The folder of the run, which holds history.csv.
         metadata: That of the model file.
         data: The data set that the model was trained on.
-        evaluations: By name, on the validation split of `data`; the first of them is shown in detail.
+        evaluations: On the validation split, by name; the first of them is shown in detail.
         megabytes: Size of the model file.
     """
     history = pd.read_csv(folder / "history.csv")
@@ -35,12 +35,10 @@ def write_report(
     plot_curves(history, epoch, folder / "curves.png")
     plot_confusion_matrix(first, folder / "confusion_matrix.png")
     plot_top_losses(data.splits["validation"].images, first, folder / "mistakes.png")
-    run = {
-        "megabytes": megabytes, "epoch": epoch, "epochs": history["epoch"].max() + 1,
-        "minutes": history["seconds"].sum() / 60,
-    }  # fmt: skip
+    run = {"epoch": epoch, "epochs": history["epoch"].max() + 1, "minutes": history["seconds"].sum() / 60}
+    card = render_model_card(metadata | run | {"megabytes": megabytes}, data, evaluations)
     with atomic_write(folder / "README.md") as partial:
-        partial.write_text(render_model_card(metadata | run, data, evaluations), encoding="utf-8")
+        partial.write_text(card, encoding="utf-8")
 
 
 def plot_samples(data: Dataset, label: str, path: Path) -> None:
@@ -127,7 +125,7 @@ def _save(figure, path):
 
 
 def render_model_card(metadata: dict, data: Dataset, evaluations: dict[str, Evaluation]) -> str:
-    """Return the model card in Markdown. The arguments are those of `write_report`; `metadata` has the run's too."""
+    """Return the model card in Markdown. Arguments as in `write_report`, with the figures of the run in `metadata`."""
     first = next(iter(evaluations.values()))
     errors = first.confusion_matrix()
     np.fill_diagonal(errors, 0)

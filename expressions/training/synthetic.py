@@ -42,7 +42,8 @@ class Sketch(NamedTuple):
     dark: float  # of brows, pupils and the lips' line
 
     def to_pixels(self, points):
-        (x, y), cosine, sine = np.transpose(points), np.cos(np.deg2rad(self.tilt)), np.sin(np.deg2rad(self.tilt))
+        (x, y), angle = np.transpose(points), np.deg2rad(self.tilt)
+        cosine, sine = np.cos(angle), np.sin(angle)
         turned = np.stack([cosine * x - sine * y, sine * x + cosine * y], axis=-1)
         return (self.centre + self.unit * turned).round().astype(np.int32)
 
@@ -60,15 +61,12 @@ class Sketch(NamedTuple):
 
 
 def draw_face(emotion: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Draw one face, framed as FER2013 frames faces.
+    """Draw one face, framed as FER2013 frames faces: gray uint8 (size, size).
 
     Args:
         emotion: One of EMOTIONS.
         rng: Decides pose, light, scale, shape and noise.
         size: Width and height in pixels.
-
-    Returns:
-        Gray uint8 (size, size).
     """
     brow_inner, brow_outer, eye, curve, gap, width, nose = EXPRESSIONS[emotion]
     strength = rng.uniform(0.75, 1.2)  # of the expression
@@ -160,11 +158,8 @@ def _photograph(pixels, rng, size):
 
 
 def draw_faces(per_class: int, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `per_class` faces of every expression, the same for the same seed.
-
-    Returns:
-        Gray uint8 (7 * per_class, 48, 48), and the index of each one's label, int64 (7 * per_class,).
-    """
+    """Draw faces of every expression, the same for the same seed: gray uint8 (7 * per_class, 48, 48), and the index of
+    each one's label, int64 (7 * per_class,)."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(EMOTIONS)), per_class)
     return np.stack([draw_face(EMOTIONS[label], rng) for label in labels]), labels
