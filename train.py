@@ -36,9 +36,18 @@ with suppress_output():  # TensorFlow's greeting
     from keras import callbacks, layers
 
 from expressions import EMOTIONS, IMAGE_SIZE, RESCALE, UserError, cli
-from expressions.classifier import SCALINGS, Classifier, halve, read_facts, write_facts, write_votes
+from expressions.classifier import Classifier
 from expressions.cli import escape_unprintable
 from expressions.files import atomic_write
+from expressions.model_compiler import complete_network
+from expressions.model_file import (
+    SCALINGS,
+    convert_to_float16,
+    read_metadata,
+    read_weights,
+    write_metadata,
+    write_votes_layer,
+)
 from expressions.training import dataset, distributed, metrics, report, synthetic
 from expressions.training.augmentation import Ahead, ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.training.callbacks import Backup, BestModel, Stopwatch, WeightAverage, run_folder
@@ -218,7 +227,7 @@ def evaluate(options):
     given = {"scaling": options.scaling} if options.scaling else {}
     if options.labels:
         given["labels"] = [label.strip() for label in options.labels.split(",")]
-    classifier, name = Classifier(options.evaluate, **given), options.split or "validation"
+    classifier, name = Classifier.load(options.evaluate, **given), options.split or "validation"
     data = dataset.load(options.data or HERE / "data", training=False)
     describe_data(data)
     if name not in data.splits or not len(data.splits[name].images):
@@ -413,14 +422,14 @@ def learning_rates(recipe, options):
 
 def starting_weights(model, data):
     """The name and the weights of the network in the file `model`, for a run on `data` that goes on from it."""
-    classifier, voted = Classifier(model), data.splits["train"].votes is not None
-    name, weights = classifier.facts.get("network"), classifier.network.get_weights()
+    metadata, (weights, votes) = read_metadata(model), read_weights(model)
+    name, voted = metadata.get("network"), data.splits["train"].votes is not None
     # list: what a file says may be of any type
-    if name not in list(NETWORKS) or classifier.labels != data.labels or classifier.votes != voted:
+    if name not in list(NETWORKS) or tuple(metadata["labels"]) != data.labels or bool(votes) != voted:
         knows = f"knows {', '.join(data.labels)}, in this order, and {'has' if voted else 'has not'} learned from votes"
         raise UserError(f"--start {model}: takes a model of train.py that {knows}")
     if voted:  # the outputs for labels and for votes, side by side as they are learned
-        *weights, kernel, bias, votes_kernel, votes_bias = weights
+        (*weights, kernel, bias), (votes_kernel, votes_bias) = weights, votes
         weights += [np.hstack([kernel, votes_kernel]), np.hstack([bias, votes_bias])]
     return name, weights
 
@@ -431,11 +440,11 @@ def sha256(path):
 
 def ask(teacher, images, labels):
     """What the model in the file `teacher` says of images, float32 (n, classes)."""
-    classifier = Classifier(teacher)
+    classifier = Classifier.load(teacher)
     if classifier.labels != labels:
         raise UserError(f"--teacher {teacher}: knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
     print(f"{teacher} looks at {len(images)} images ...", flush=True)
-    return classifier.probabilities(images, mirrored=True)
+    return classifier.predict_proba(images, flip_tta=True)
 
 
 def fastest_policy():
@@ -464,8 +473,8 @@ def finish(best, data, options, run):
     network.save(partial)
     votes = votes_layer(weights, len(data.labels))
     if votes:
-        write_votes(partial, *votes)
-    halve(partial)
+        write_votes_layer(partial, *votes)
+    convert_to_float16(partial)
     backend = keras.config.backend()
     facts = {
         "name": options.model.stem, "network": options.network, "parameters": network.count_params(),
@@ -477,15 +486,15 @@ def finish(best, data, options, run):
         "versions": f"Keras {keras.__version__} on {backend}, Python {platform.python_version()}",
         **run,
     }  # fmt: skip
-    write_facts(partial, facts)
-
-    validation, classifier = data.splits["validation"], Classifier(partial)
-    views = [classifier.probabilities(images) for images in (validation.images, validation.images[:, :, ::-1])]
+    validation = data.splits["validation"]
+    weights, votes = ([np.float32(np.float16(each)) for each in part or ()] for part in (network.get_weights(), votes))
+    network.set_weights(weights)  # as the file has them
+    classifier = Classifier(complete_network(network, votes, data.labels), facts)
+    views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
     facts["temperature"] = metrics.fit_temperature(views, validation.labels)
-    write_facts(partial, facts)
-    evaluations = metrics.evaluate(Classifier(partial), validation, data.labels)
+    evaluations = metrics.evaluate(classifier, validation, data.labels)
     facts["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
-    write_facts(partial, facts)
+    write_metadata(partial, facts)
     os.replace(folder / "history.partial.csv", folder / "history.csv")
     report.write_report(folder, facts, data, evaluations, megabytes=partial.stat().st_size / 1e6)
     if options.model.exists() and not is_of_run(options.model, run["started"]):
@@ -501,7 +510,7 @@ def finish(best, data, options, run):
 
 def is_of_run(model, started):
     try:
-        return read_facts(model).get("started") == started
+        return read_metadata(model).get("started") == started
     except UserError:  # not one of ours
         return False
 

@@ -17,7 +17,9 @@ LAYERS = {
     "files": ["expressions.files"],
     "images": ["expressions.images"],
     "window": ["expressions.window"],
-    "classifier": ["expressions.classifier", "expressions.compiled"],
+    "model_file": ["expressions.model_file"],
+    "classifier": ["expressions.classifier"],
+    "model_compiler": ["expressions.model_compiler"],  # what the limited process runs
     # what the modules of one wing pass to one another
     "types": ["expressions.inference.types", "expressions.training.types"],
     "readers": ["expressions.training.metrics", "expressions.training.readers"],

@@ -62,9 +62,9 @@ def test_the_temperature_that_was_put_in_is_found_again():
 
 def test_a_classifier_that_knows_more_labels_in_another_order():
     class Known:
-        labels, votes = ("contempt", "dog", "cat"), None
+        labels, has_votes = ("contempt", "dog", "cat"), False
 
-        def probabilities(self, images, mirrored=False):
+        def predict_proba(self, images, flip_tta=False):
             return np.array([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1]])
 
     split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array([[1, 0, 0], [0.4, 0.6, 0]]))

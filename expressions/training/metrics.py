@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from expressions import UserError
+from expressions.classifier import Classifier
 from expressions.training.types import Split
 
 CALIBRATION_BINS = 15
@@ -107,7 +108,7 @@ class Evaluation(NamedTuple):
         }
 
 
-def evaluate(classifier, split: Split, labels: Sequence[str]) -> dict[str, Evaluation]:
+def evaluate(classifier: Classifier, split: Split, labels: Sequence[str]) -> dict[str, Evaluation]:
     """Evaluate a Classifier on the images of `split`.
 
     Args:
@@ -129,15 +130,15 @@ def evaluate(classifier, split: Split, labels: Sequence[str]) -> dict[str, Evalu
             "if it has another name for it, give the data set's names with --labels"
         )
     columns = np.array([classifier.labels.index(label) for label in labels])
-    views, votes = {"single view": {}, "with mirrored view": {"mirrored": True}}, None
+    views, votes = {"single view": {}, "with mirrored view": {"flip_tta": True}}, None
     if split.votes is not None:
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
-        if classifier.votes:
+        if classifier.has_votes:
             views["votes"] = {"votes": True}
     y_true = columns[split.labels]
     return {
-        name: Evaluation(classifier.labels, y_true, classifier.probabilities(split.images, **options), votes)
+        name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **options), votes)
         for name, options in views.items()
     }
 

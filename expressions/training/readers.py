@@ -122,7 +122,8 @@ def _list_classes(folder, root, skipped):
         elif entry.is_dir():
             images = classes.setdefault(escape_unprintable(entry.name.lower()), [])
             for file in list_visible(entry):
-                (skipped["link"] if leads_out(file) else images if _is_image(file) else skipped["other"]).append(file)
+                kind = skipped["link"] if leads_out(file) else images if _is_image(file) else skipped["other"]
+                kind.append(file)
         elif _is_image(entry):
             skipped["loose"].append(entry)
     return classes
