@@ -67,9 +67,8 @@ def find_dataset(path: Path) -> Path | None:
 
 
 def _find_split_folder(folder, split):
-    found = [
-        entry for entry in sorted(folder.iterdir()) if entry.name.lower() in SPLIT_FOLDERS[split] and entry.is_dir()
-    ]
+    names = SPLIT_FOLDERS[split]
+    found = [entry for entry in list_visible(folder) if entry.name.lower() in names and entry.is_dir()]
     if len(found) > 1:
         raise UserError(f"{folder}: several folders for {split}: {', '.join(each.name for each in found)}; keep one")
     return found[0] if found else None
@@ -214,18 +213,16 @@ def read_csv(path: Path, votes: pd.DataFrame | None) -> Dataset:
     the number of the row."""
     images, labels, usages = [], [], []
     for number, row in enumerate(_read_rows(path, *CSV_COLUMNS), 1):
-        usage = row.get("Usage", "Training")
+        place, usage = f"{path}: data row {number}", row.get("Usage", "Training")
         try:
             pixels = np.array((row["pixels"] or "").split(), dtype=np.int64)
         except (ValueError, OverflowError):
             pixels = np.empty(0)
         if pixels.size != IMAGE_SIZE**2 or pixels.min() < 0 or pixels.max() > 255:
-            raise UserError(
-                f"{path}: data row {number}: pixels are not {IMAGE_SIZE**2} numbers from 0 to 255; download it again"
-            )
+            raise UserError(f"{place}: pixels are not {IMAGE_SIZE**2} numbers from 0 to 255; download it again")
         for known, column, value in ((CSV_CODES, "emotion", row["emotion"]), (CSV_USAGES, "Usage", usage)):
             if value not in known:
-                raise UserError(f"{path}: data row {number}: {column} is {value!r:.80}, not one of {', '.join(known)}")
+                raise UserError(f"{place}: {column} is {value!r:.80}, not one of {', '.join(known)}")
         images.append(pixels.astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE))
         labels.append(EMOTIONS.index(CSV_CODES[row["emotion"]]))
         usages.append(usage)
