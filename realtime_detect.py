@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from expressions.inference import batch, overlay
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
-from expressions.inference.sources import CODECS, Recording, Source, expand, is_camera, parse_size
+from expressions.inference.recorder import CODECS, Recorder
+from expressions.inference.sources import Source, expand_sources, is_camera, parse_size
 from expressions.inference.tables import Summary, Table
 from expressions.inference.tracker import PART
 from expressions.window import Window, has_display
@@ -124,7 +125,7 @@ def detect(options):
         raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
     if options.bars and not windowed and not options.save:
         raise UserError("--bars: goes with a window or with --save, else nothing is drawn")
-    names, options.size = expand(options.source), options.size and parse_size(options.size)
+    names, options.size = expand_sources(options.source), options.size and parse_size(options.size)
     if options.size and not any(map(is_camera, names)):
         raise UserError("--size: goes with a camera; films and pictures have their own")
     several, failed = names != [options.source], 0  # a folder or pattern, whatever it holds
@@ -152,7 +153,7 @@ def detect(options):
                 except UserError as error:
                     print_error(error)
                     failed += 1
-                    if any(result.gone for result in (*tables, *([preview.window] if preview else []))):
+                    if any(table.gone for table in tables):
                         break  # not this source is at fault
                 except KeyboardInterrupt:  # between two sources
                     if summary.source is None:
@@ -183,25 +184,27 @@ def label_source(name, root, options, recognizer, tables, summary, preview):
                     save.parent.mkdir(parents=True, exist_ok=True)
                 except OSError as error:
                     raise UserError(f"--save {save.parent}: can't be made a folder ({error.strerror})") from None
-                if not source.still and save.suffix.lower() not in CODECS:  # which can be read, but not written
+                if not source.is_image and save.suffix.lower() not in CODECS:  # which can be read, but not written
                     save = save.with_name(f"{save.name}.mp4")
                 if os.path.realpath(save) in options.sources:
                     raise UserError(f"--save {save}: is one of the sources; choose another folder")
-            recording = stack.enter_context(Recording(save, source, options.overwrite))
+            recorder = stack.enter_context(Recorder(save, source, options.overwrite))
         began = time.perf_counter()
         title, shown = (
             escape_unprintable(source.name),
-            None if source.length else True,
+            None if source.frame_count else True,
         )  # where it can't be told how far it is
         try:
-            for frame in tqdm(source, title, source.length, leave=False, disable=shown, unit=" frames"):
-                faces = recognizer.recognize(frame.image, None if source.still else frame.seconds)
+            for frame in tqdm(source, title, source.frame_count, leave=False, disable=shown, unit=" frames"):
+                faces = recognizer.recognize(frame.image, None if source.is_image else frame.seconds)
                 frames, faces_seen = frames + 1, faces_seen + len(faces)
                 for table in tables:
                     table.write(source.name, frame, faces)
-                summary.add(source.name, frame, faces, source.still)
+                summary.add(source.name, frame, faces, source.is_image)
                 if save:
-                    recording.write(overlay.draw(frame.image, faces, recognizer.labels if options.bars else ()))
+                    recorder.write(
+                        overlay.draw(frame.image, faces, recognizer.labels if options.bars else ()), frame.seconds
+                    )
                 if preview and not preview.show(frame.image, faces, source):
                     go_on = False
                     break
@@ -211,12 +214,12 @@ def label_source(name, root, options, recognizer, tables, summary, preview):
         except UserError as error:
             lost = error
         rate = frames / (time.perf_counter() - began)
-    if not root or not source.still:
-        speed = "" if source.still else f", {rate:.1f} frames/s"
+    if not root or not source.is_image:
+        speed = "" if source.is_image else f", {rate:.1f} frames/s"
         broken = f", {source.skipped} broken ones skipped" if source.skipped else ""
-        lacking = f"; {source.missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
-        saved = f"; saved to {escape_unprintable(save)}" if save and recording.saved else ""
-        notes = f"{broken}{lacking if source.missing else ''}{saved}"
+        lacking = f"; {source.missing_seconds:.1f} s are missing: the file is damaged, or was cut without re-encoding"
+        saved = f"; saved to {escape_unprintable(save)}" if save and recorder.saved else ""
+        notes = f"{broken}{lacking if source.missing_seconds else ''}{saved}"
         tqdm.write(f"{escape_unprintable(source.name)}: {frames} frames, {faces_seen} faces{speed}{notes}")
     if lost:
         raise lost
@@ -243,17 +246,17 @@ class Preview:
 
         Returns whether to go on to the next frame."""
         now = time.perf_counter()
-        if self.last and not source.still:
+        if self.last and not source.is_image:
             latest = 1 / max(now - self.last, 1e-6)
             self.rate += 0.1 * (latest - self.rate) if self.rate else latest  # smoothed over some ten frames
-        self.last, waiting = now, source.still
+        self.last, waiting = now, source.is_image
         while True:
             picture = self.draw(image, faces, source.camera != self.turned)  # before a camera people expect a mirror
             shown = picture.copy()
             line = "   ".join(filter(None, [f"{self.rate:.0f} frames/s" if self.rate else "", self.keys]))
             if line:
                 overlay.write_line(shown, line)
-            key = self.window.show(shown, source.rate)
+            key = self.window.show(shown, source.fps)
             if key is None or key in QUIT_KEYS:
                 return False
             if key == "s":
@@ -264,7 +267,7 @@ class Preview:
                 self.turned = not self.turned
             elif key == "h":
                 self.keys = "" if self.keys else KEYS
-            elif key == "p" or (key and source.still):
+            elif key == "p" or (key and source.is_image):
                 waiting = not waiting
             if not waiting:
                 return True

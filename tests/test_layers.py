@@ -40,6 +40,7 @@ LAYERS = {
         "expressions.inference.workers",
     ],
     "recognizer": ["expressions.inference.recognizer"],
+    "recorder": ["expressions.inference.recorder"],
     "compositions": ["expressions.inference.batch"],  # of the leaves of one wing
     "scripts": ["train", "realtime_detect"],
 }

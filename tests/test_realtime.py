@@ -45,7 +45,7 @@ def test_a_video_comes_back_frame_by_frame(tmp_path, trained, film):
     result = run("realtime_detect.py", "--source", film, "--model", trained, "--save", tmp_path / "out.mp4")
     assert result.returncode == 0, result.stderr
     with Source(tmp_path / "out.mp4") as source:
-        assert source.rate == pytest.approx(10)
+        assert source.fps == pytest.approx(10)
         frames = list(source)
     assert len(frames) == 20 and frames[0].image.shape == (480, 640, 3)
     assert "20 frames" in result.stdout
@@ -317,7 +317,7 @@ def test_the_line_of_keys_is_hidden_and_shown_again(frame):
     preview.window = SimpleNamespace(show=lambda picture, rate: shown.append(picture) or next(keys))
     for _ in range(3):
         preview.last = None  # else the line tells how many frames a second there are
-        assert preview.show(frame, [], SimpleNamespace(still=False, camera=False, rate=None))
+        assert preview.show(frame, [], SimpleNamespace(is_image=False, camera=False, fps=None))
     np.testing.assert_array_equal(shown[1], frame)
     np.testing.assert_array_equal(shown[2], shown[0])
     assert (shown[0] != frame).any()

@@ -19,7 +19,7 @@ from expressions.cli import escape_unprintable, print_error
 from expressions.files import atomic_write
 from expressions.inference import workers
 from expressions.inference.recognizer import CASCADE, MODEL, ROOT, ExpressionRecognizer
-from expressions.inference.sources import Source, expand, is_camera, is_list, listed, place_of_result
+from expressions.inference.sources import Source, expand_sources, is_camera, is_list, output_path, read_source_list
 from expressions.inference.tables import Index, ParquetTable, Table, keep, kept
 from expressions.inference.tracker import OVERLAP, PART, Numbering
 from expressions.inference.types import Box, Face, Frame
@@ -40,7 +40,11 @@ def annotate(options):
         raise UserError(f"{folder}: is a file; --workers and --ray take a folder, for a table a file")
     if ending == ".parquet":
         ParquetTable.library()
-    names = functools.partial(listed, options.source) if is_list(options.source) else expand(options.source).__iter__
+    names = (
+        functools.partial(read_source_list, options.source)
+        if is_list(options.source)
+        else expand_sources(options.source).__iter__
+    )
     total = sum(1 for _ in names())
     if total == 1 and next(names()) == options.source and not os.path.exists(options.source):
         raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
@@ -64,7 +68,7 @@ def annotate(options):
         def tasks():
             nonlocal before
             for name in names():
-                result = place_of_result(name, options.source) + ending
+                result = output_path(name, options.source) + ending
                 if index.due(name, result):
                     yield annotate_part, job, name, os.path.abspath(name), result, 0
                 else:
@@ -126,9 +130,13 @@ def annotate_part(job, name, path, result, part):
         if file.exists():  # from a run that was stopped
             return kept(file)[1]["parts"]
         with Source(path, start=max(0, start - OVERLAP)) as source:
-            parts = math.ceil(source.length / source.rate / PART) if source.length else 1
+            parts = math.ceil(source.frame_count / source.fps / PART) if source.frame_count else 1
             if part == 0 and parts == 1:
-                return *write_table(job, name, result, watch(source, recognizer)), source.skipped, source.missing
+                return (
+                    *write_table(job, name, result, watch(source, recognizer)),
+                    source.skipped,
+                    source.missing_seconds,
+                )
             tracker, frames, skipped, before = recognizer.new_tracker(), [], 0, 0
             for frame in source:
                 if frame.seconds >= end:
@@ -141,7 +149,7 @@ def annotate_part(job, name, path, result, part):
                 skipped = source.skipped
                 if frame.seconds < start:  # the part before counts these
                     before = skipped
-            keep(file, frames, parts=parts, skipped=skipped - before, missing=source.missing)
+            keep(file, frames, parts=parts, skipped=skipped - before, missing=source.missing_seconds)
             return parts
     except Exception as error:  # whatever this file makes of a library; the others go on
         return reason(error, name)
@@ -164,7 +172,11 @@ def join_parts(job, name, path, result, parts):
         except UnlikePartsError:
             with Source(path) as source:
                 recognizer = worker_recognizer(*job[:3])
-                counts = *write_table(job, name, result, watch(source, recognizer)), source.skipped, source.missing
+                counts = (
+                    *write_table(job, name, result, watch(source, recognizer)),
+                    source.skipped,
+                    source.missing_seconds,
+                )
         for file in files:
             file.unlink()
         return counts
@@ -182,7 +194,7 @@ def watch(source, recognizer):
     """The Frames of a source and the faces in each, one after the other, as when it is shown."""
     recognizer.reset()
     for frame in source:
-        yield frame, recognizer.recognize(frame.image, None if source.still else frame.seconds)
+        yield frame, recognizer.recognize(frame.image, None if source.is_image else frame.seconds)
 
 
 def write_table(job, name, result, seen):
