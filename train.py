@@ -48,7 +48,7 @@ from expressions.model_file import (
     write_metadata,
     write_votes_layer,
 )
-from expressions.training import dataset, distributed, report, synthetic
+from expressions.training import dataset, distributed, metrics, report, synthetic
 from expressions.training.augmentation import Ahead, ImageDataGenerator, OpenCVImageDataGenerator, erase
 from expressions.training.callbacks import Backup, BestModel, Stopwatch, WeightAverage, run_folder
 from expressions.training.targets import label_outputs, loss_and_accuracy, targets, votes_layer
@@ -233,23 +233,22 @@ def evaluate(options):
     if name not in data.splits or not len(data.splits[name].images):
         raise UserError(f"--split {name}: {data.source} has {', '.join(data.splits)} only")
     split = data.splits[name]
-    evaluations = report.evaluate(classifier, split, data.labels)
-    print(f"\n{options.evaluate} on {name}, n = {len(split.images)}:\n{report.describe(evaluations)}")
+    evaluations = metrics.evaluate(classifier, split, data.labels)
+    print(f"\n{options.evaluate} on {name}, n = {len(split.images)}:\n{metrics.format_tables(evaluations)}")
     if name == "train" or "train" not in data.splits:
         return
-    copies = dataset.stands_in(split, data.splits["train"])
+    copies = dataset.duplicate_mask(split, data.splits["train"])
     if copies.all() or not copies.any():
         print(f"\n{'All' if copies.any() else 'None'} of these images also stand in train.")
         return
-    own = {name: evaluation.take(~copies) for name, evaluation in evaluations.items()}
-    print(
-        f"\nWithout the {copies.sum()} images that also stand in train, n = {(~copies).sum()}:\n{report.describe(own)}"
-    )
+    own = {name: evaluation.subset(~copies) for name, evaluation in evaluations.items()}
+    print(f"\nWithout the {copies.sum()} images that also stand in train, n = {(~copies).sum()}:")
+    print(metrics.format_tables(own))
 
 
 def load_data(options):
     """The data set that the options name, described on the screen. Completes the options that depend on it."""
-    if options.data or dataset.find(HERE / "data"):
+    if options.data or dataset.find_dataset(HERE / "data"):
         data = dataset.load(options.data or HERE / "data")
         name, epochs = "emotion_model.h5", FROM_SCRATCH.epochs
     else:
@@ -259,7 +258,7 @@ def load_data(options):
             split: dataset.Split(*synthetic.draw_faces(per_class, seed=[options.seed, index]))
             for index, (split, per_class) in enumerate(SYNTHETIC_FACES.items())
         }
-        data = dataset.check(dataset.Dataset("faces drawn by the program", EMOTIONS, splits))
+        data = dataset.prepare(dataset.Dataset("faces drawn by the program", EMOTIONS, splits))
         name, epochs = "synthetic_model.h5", SYNTHETIC_EPOCHS  # never over the model that was trained on real faces
     options.model = options.model or HERE / "models" / name
     options.epochs = options.epochs or (FINE_TUNING.epochs if options.start else epochs)
@@ -341,8 +340,8 @@ def train(data, options, folder, process):
 
         epochs_done, ended = backup.restore(network, *state) if state else backup.start_anew(best)
         if first:
-            report.draw_distribution(data, folder / "distribution.png")
-            report.draw_samples(data, options.show or data.labels[0], folder / "samples.png")
+            report.plot_distribution(data, folder / "distribution.png")
+            report.plot_samples(data, options.show or data.labels[0], folder / "samples.png")
         if options.show and first:
             show_image(folder / "samples.png")
         # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
@@ -492,8 +491,8 @@ def finish(best, data, options, run):
     network.set_weights(weights)  # as the file has them
     classifier = Classifier(complete_network(network, votes), facts)
     views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
-    facts["temperature"] = report.fit_temperature(views, validation.labels)
-    evaluations = report.evaluate(classifier, validation, data.labels)
+    facts["temperature"] = metrics.fit_temperature(views, validation.labels)
+    evaluations = metrics.evaluate(classifier, validation, data.labels)
     facts["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
     write_metadata(partial, facts)
     os.replace(folder / "history.partial.csv", folder / "history.csv")
@@ -504,7 +503,8 @@ def finish(best, data, options, run):
             shutil.copy2(options.model, copy)
         print(f"\nThe model that was there is now {before}.")
     os.replace(partial, options.model)
-    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:\n{report.describe(evaluations)}")
+    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:")
+    print(metrics.format_tables(evaluations))
     print(f"\nModel:  {options.model}\nReport: {folder}")
 
 

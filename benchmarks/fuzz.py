@@ -28,7 +28,7 @@ import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
     from expressions import EMOTIONS, UserError, model_compiler
-    from expressions.training import dataset
+    from expressions.training import dataset, readers
 
 import h5py
 import numpy as np
@@ -49,7 +49,7 @@ def csv(data):
 def facts(data):
     said, _, config = data.decode(errors="surrogateescape").partition("\n")
     with contextlib.suppress(UserError):
-        model_compiler.parse_metadata(said, config, {}, "model.h5")
+        model_compiler.parse_metadata(said, config, {})
 
 
 def h5(data):
@@ -62,7 +62,7 @@ def h5(data):
 def seeds(kind):
     """Inputs to begin with, bytes: good ones."""
     if kind == "csv":
-        votes = ",".join([*dataset.FERPLUS_COLUMNS, *dataset.FERPLUS_OTHERS])
+        votes = ",".join([*readers.FERPLUS_COLUMNS, *readers.FERPLUS_OTHERS])
         return [
             f"emotion,pixels,Usage\n0,{PIXELS},Training\n3,{PIXELS},PublicTest\n".encode(),
             f"Usage,Image name,{votes}\nTraining,a.png,{','.join('1' * 10)}\n".encode(),

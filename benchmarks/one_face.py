@@ -29,14 +29,14 @@ def main():
 
     from expressions import UserError
     from expressions.classifier import Classifier
-    from expressions.model_compiler import complete_network
+    from expressions.model_compiler import complete_network, read_votes_layer
     from expressions.training import synthetic
 
     try:
         compiled = Classifier.load(options.model)
     except UserError as error:
         parser.error(str(error))
-    network = complete_network(keras.models.load_model(options.model, compile=False))
+    network = complete_network(keras.models.load_model(options.model, compile=False), read_votes_layer(options.model))
     classifiers = {"Keras": Classifier(network, compiled.metadata), "compiled": compiled}
     face = synthetic.draw_face("happy", np.random.default_rng(0), 48)
     for engine, classifier in classifiers.items():

@@ -26,22 +26,13 @@ MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory
 
 
 class CompiledNetwork:
-    """A network in LiteRT, with the part of Keras's interface that `Classifier` uses.
-
-    Args:
-        content: A LiteRT file.
-        threads: How many it uses; None for as many as pay.
-
-    Raises:
-        UserError: LiteRT is not installed.
-        ValueError: `content` is no LiteRT file.
-    """
+    """The network in the content of a LiteRT file, with the part of Keras's interface that `Classifier` uses."""
 
     def __init__(self, content: bytes, threads: int | None = None):
         try:
             from ai_edge_litert.interpreter import Interpreter  # here, since training does without
         except ImportError:
-            raise UserError("a model is run by LiteRT; install it: pip install ai-edge-litert") from None
+            raise UserError("LiteRT, which runs models, is missing: pip install ai-edge-litert") from None
 
         # a thread more than there are cores for this program makes it slower; more than four do not pay
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -66,12 +57,10 @@ class CompiledNetwork:
 class Classifier:
     """Predicts the expression of faces.
 
-    Args:
-        network: Gives logits, for labels and perhaps for votes: has `predict_on_batch`, `input_shape` and
-            `output_shape` as Keras's models do. See `model_compiler.complete_network`.
-        metadata: Of the model file: labels, scaling, temperature; see `model_file.write_metadata`.
-
     Attributes:
+        network: Gives logits; has `predict_on_batch`, `input_shape` and `output_shape` as Keras's models do. See
+            `model_compiler.complete_network`.
+        metadata: Of the model file: labels, scaling, perhaps temperature; see `model_file.write_metadata`.
         labels: Class names in the order of the probabilities.
         has_votes: Whether the network also predicts how taggers vote.
     """
@@ -95,28 +84,22 @@ class Classifier:
 
         Args:
             path: The .h5 file.
-            labels: Class names, for a file of another program that doesn't tell them, or in the place of its own.
-            scaling: A name in `model_file.SCALINGS`, the same.
+            labels, scaling: Replace the file's own, which a file of another program doesn't have.
             threads: How many the network uses; None for as many as pay.
 
         Raises:
             UserError: The file is missing, damaged or unsafe, or lacks metadata.
         """
-        given = {"labels": labels and list(labels), "scaling": scaling}
-        given = {name: value for name, value in given.items() if value}
         check_path(path)
-        try:
-            cached = cache_path(path, given)
-        except (OSError, RuntimeError):  # no folder of the user's own
-            cached = None
-        if cached:
-            with contextlib.suppress(OSError, ValueError, RuntimeError):
-                metadata, content = read_cached(cached)
-                return cls(CompiledNetwork(content, threads), metadata)
+        given = ({"labels": list(labels)} if labels else {}) | ({"scaling": scaling} if scaling else {})
+        name = cache_name(path, given)
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, damaged, or of another LiteRT
+            metadata, content = read_cached(name)
+            return cls(CompiledNetwork(content, threads), metadata)
         print(f"Compiling {path}: this takes some seconds, once ...", flush=True)
         metadata, content = run_sandboxed("compile", path, **given)
-        if cached:
-            write_cached(cached, metadata, content)
+        with contextlib.suppress(OSError, RuntimeError):  # nowhere to keep it: compiled anew each time
+            write_cached(name, metadata, content)
         return cls(CompiledNetwork(content, threads), metadata)
 
     def predict_proba(self, faces: Sequence[np.ndarray], flip_tta: bool = False, votes: bool = False) -> np.ndarray:
@@ -159,10 +142,16 @@ class Classifier:
         return SCALINGS[self.metadata["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
 
 
-def cache_path(model, given):
-    """Where the compiled network of a model file is kept; makes the folder.
+def cache_name(model, given):
+    with open(model, "rb") as file:
+        name = hashlib.file_digest(file, "sha256").hexdigest()
+    if given:
+        name = hashlib.sha256(f"{name} {json.dumps(given)}".encode()).hexdigest()
+    return f"{name}.tflite"
 
-    Raises OSError, or RuntimeError where the user has no home."""
+
+def cache_folder():
+    """The folder of compiled networks, made if need be; OSError, or RuntimeError where the user has no home."""
     variable, usual = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}.get(
         sys.platform, ("XDG_CACHE_HOME", ".cache")
     )
@@ -172,15 +161,11 @@ def cache_path(model, given):
     made = folder.stat()
     if hasattr(os, "getuid") and (made.st_uid != os.getuid() or made.st_mode & 0o022):
         raise PermissionError(folder)  # someone else may have put something there
-    with open(model, "rb") as file:
-        name = hashlib.file_digest(file, "sha256").hexdigest()
-    if given:
-        name = hashlib.sha256(f"{name} {json.dumps(given)}".encode()).hexdigest()
-    return folder / f"{name}.tflite"
+    return folder
 
 
-def read_cached(path):
-    """The metadata and the LiteRT file in a file of the cache; ValueError if it is damaged."""
+def read_cached(name):
+    path = cache_folder() / name
     content = path.read_bytes()
     if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:  # LiteRT may crash on a damaged one
         raise ValueError(path)
@@ -190,11 +175,9 @@ def read_cached(path):
     return json.loads(metadata), content
 
 
-def write_cached(path, metadata, content):
-    """Keep a compiled network, if the disk allows it, and remove the oldest."""
-    content = json.dumps(metadata).encode() + b"\n" + content
-    with contextlib.suppress(OSError):  # nowhere to keep it: compiled anew each time
-        with atomic_write(path, path.with_suffix(f".{os.getpid()}")) as partial:
-            partial.write_bytes(hashlib.sha256(content).digest() + content)
-        for old in sorted(path.parent.iterdir(), key=os.path.getmtime, reverse=True)[MAX_CACHED:]:
-            old.unlink()
+def write_cached(name, metadata, content):
+    path, content = cache_folder() / name, json.dumps(metadata).encode() + b"\n" + content
+    with atomic_write(path, path.with_suffix(f".{os.getpid()}")) as partial:
+        partial.write_bytes(hashlib.sha256(content).digest() + content)
+    for old in sorted(path.parent.iterdir(), key=os.path.getmtime, reverse=True)[MAX_CACHED:]:
+        old.unlink()

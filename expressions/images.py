@@ -70,19 +70,19 @@ def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
     return np.ascontiguousarray(image, dtype=np.uint8)
 
 
-def crop(frame: np.ndarray, box) -> np.ndarray:
-    """Cut a box out of a frame.
+def crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Cut a box out of an image.
 
     Args:
-        frame: (height, width) or (height, width, channels).
-        box: Has x, y, width and height in pixels; see `inference.types.Box`. It may reach out of the frame.
+        image: (height, width) or (height, width, channels).
+        box: x, y, width and height in pixels. It may reach out of the image.
 
     Returns:
-        (box.height, box.width) and the frame's channels: a view; where the box reaches out of the frame a copy, in
-        which the frame's border is repeated, as augmentation does in training.
+        The box's height and width, and the image's channels: a view, or a copy where the box reaches out of the image;
+        there the image's border is repeated, as augmentation does in training.
     """
-    height, width = frame.shape[:2]
-    rows, columns = np.arange(box.y, box.y + box.height), np.arange(box.x, box.x + box.width)
-    if rows[0] >= 0 and columns[0] >= 0 and rows[-1] < height and columns[-1] < width:
-        return frame[box.y : box.y + box.height, box.x : box.x + box.width]
-    return frame[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
+    x, y, width, height = box
+    rows, columns = np.arange(y, y + height), np.arange(x, x + width)
+    if x >= 0 and y >= 0 and y + height <= image.shape[0] and x + width <= image.shape[1]:
+        return image[y : y + height, x : x + width]
+    return image[rows.clip(0, image.shape[0] - 1)[:, None], columns.clip(0, image.shape[1] - 1)]

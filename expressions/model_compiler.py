@@ -1,6 +1,7 @@
 """What runs in the limited process: validate a model file, read its weights, or compile its network to LiteRT.
 
-A LiteRT file needs no TensorFlow to run, and is faster than Keras. See `model_file.run_sandboxed` for the other side.
+A LiteRT file needs no TensorFlow to run, and is faster than Keras. See `model_file.run_sandboxed` for the other side,
+which puts the name of the file before errors.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import numpy as np
 from expressions import IMAGE_SIZE, UserError
 from expressions.classifier import Classifier, CompiledNetwork
 from expressions.files import suppress_output
-from expressions.model_file import MAX_FILE_BYTES, SCALINGS, check_path, digest, read_text_attribute
+from expressions.model_file import MAX_FILE_BYTES, SCALINGS, digest, read_text_attribute
 
 # A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
@@ -72,72 +73,67 @@ def limit_resources(seconds: int) -> None:
 def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
     """Check that a model file is safe to load and says what it needs.
 
-    Args:
-        path: The file.
-        given: Metadata that replaces the file's own: labels, scaling.
-
     Returns:
-        The metadata, and the network's configuration after `sanitize_config`.
+        The metadata, replaced by what is `given`, and the network's configuration after `sanitize_config`.
 
     Raises:
         UserError: It is missing, damaged or too large, has a layer that is not in LAYERS, refers to other files, or has
             no labels or scaling.
     """
     path = Path(path)
-    check_path(path)
     try:
         with h5py.File(path) as file:
-            check_objects(file, path)
+            check_objects(file, path.stat().st_size)
             texts = [read_text_attribute(file, name) for name in ("facts", "model_config")]
-            metadata, config = parse_metadata(*texts, given, path)
+            metadata, config = parse_metadata(*texts, given)
             # someone may have removed the metadata, to write other
             expected = read_text_attribute(file, "digest") if "facts" in file.attrs else None
             if expected and expected != digest(file):
-                raise UserError(f"{path}: some of it has changed since it was written; copy or train it again")
+                raise UserError("some of it has changed since it was written; copy or train it again")
     except UserError:
         raise
     except Exception:  # whatever h5py makes of a damaged file
-        raise UserError(f"{path}: not a whole .h5 file; copy or train it again") from None
+        raise UserError("not a whole .h5 file; copy or train it again") from None
     if path.suffix not in (".h5", ".hdf5") or path.stem.endswith(".weights"):  # by which Keras tells what is in it
-        raise UserError(f"{path}: the name of a model file has to end in .h5, and not in .weights.h5; rename it")
+        raise UserError("the name of a model file has to end in .h5, and not in .weights.h5; rename it")
     labels = metadata.get("labels")
     if labels and len(set(labels)) < len(labels):
-        raise UserError(f"{path}: two of its labels are the same: {', '.join(labels)}")
+        raise UserError(f"two of its labels are the same: {', '.join(labels)}")
     if not labels or not metadata.get("scaling"):
         raise UserError(
-            f"{path}: doesn't tell its labels and scaling; use a model that train.py wrote, "
+            "doesn't tell its labels and scaling; use a model that train.py wrote, "
             "or to measure another one, give train.py --labels and --scaling"
         )
     return metadata, config
 
 
-def parse_metadata(metadata: str | None, config: str | None, given: dict, path: str | Path) -> tuple[dict, dict]:
+def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tuple[dict, dict]:
     """Parse and check the JSON texts of a model file: its metadata, replaced by `given`, and its configuration."""
     if config is None:
-        raise UserError(f"{path}: holds weights but no network; save the whole model, as train.py does")
+        raise UserError("holds weights but no network; save the whole model, as train.py does")
     try:
         metadata, config = json.loads(metadata or "{}") | given, json.loads(config)
         labels, scaling, seed = metadata.get("labels"), metadata.get("scaling"), metadata.get("seed", 0)
         usable = labels is None or (isinstance(labels, list) and all(map(str.isprintable, labels)))
         usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= metadata.get("temperature", 1) <= 100
         usable = usable and isinstance(seed, int) and 0 <= seed < 2**32
-        config = sanitize_config(config, path)
+        config = sanitize_config(config)
         usable = usable and isinstance(config["config"]["layers"], list) and isinstance(config["class_name"], str)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         usable = False
     if not usable:
-        raise UserError(f"{path}: its description is damaged; train it again")
+        raise UserError("its description is damaged; train it again")
     return metadata, config
 
 
-def sanitize_config(config: object, path: str | Path) -> object:
+def sanitize_config(config: object) -> object:
     """Reduce a network's configuration to what computing with it takes, in float32 and for images of a fixed size.
 
     Raises:
         UserError: It names a class that is not in LAYERS, and so could run code.
     """
     if isinstance(config, list):
-        return [sanitize_config(item, path) for item in config]
+        return [sanitize_config(item) for item in config]
     if not isinstance(config, dict):
         return config
     name = config.get("class_name")
@@ -145,7 +141,7 @@ def sanitize_config(config: object, path: str | Path) -> object:
         module, registered = config.get("module") or "keras", config.get("registered_name") or name
         listed = isinstance(name, str) and name in LAYERS and registered == name
         if not listed or str(module).split(".")[0] != "keras":
-            raise UserError(f"{path}: holds {name!r:.80}, which this program doesn't know and so doesn't load")
+            raise UserError(f"holds {name!r:.80}, which this program doesn't know and so doesn't load")
         config = {key: config[key] for key in ("class_name", "config", "name", "inbound_nodes") if key in config}
     clean = {}
     for key, value in config.items():
@@ -154,24 +150,24 @@ def sanitize_config(config: object, path: str | Path) -> object:
         elif key in ("batch_shape", "batch_input_shape", "build_input_shape") and isinstance(value, list):
             value = [None, *(length or IMAGE_SIZE for length in value[1:])]
         if not key.endswith(TRAINED_WITH):
-            clean[key] = sanitize_config(value, path)
+            clean[key] = sanitize_config(value)
     if name in ("DepthwiseConv2D", "SeparableConv2D"):
         clean["config"].pop("groups", None)  # Keras 2 wrote it though it meant nothing
     return clean
 
 
-def check_objects(file: h5py.File, path: Path) -> None:
+def check_objects(file: h5py.File, file_bytes: int) -> None:
     """Raise UserError unless an open HDF5 file is what Keras writes: a tree of groups, plain arrays and texts.
 
     Links and arrays can lead to other files of this computer or in circles; compressed or empty arrays can unpack to
     far more than the file holds.
     """
-    waiting, seen, file_bytes, array_bytes = [file["/"]], set(), path.stat().st_size, 0
+    waiting, seen, array_bytes = [file["/"]], set(), 0
     while waiting:
         item = waiting.pop()
         address = h5py.h5o.get_info(item.id).addr
         if address in seen:
-            raise UserError(f"{path}: holds a part in two places; don't use it")
+            raise UserError("holds a part in two places; don't use it")
         seen.add(address)
         is_group, is_array = isinstance(item, h5py.Group), isinstance(item, h5py.Dataset)
         types = [item.attrs.get_id(name).dtype for name in item.attrs]
@@ -180,22 +176,22 @@ def check_objects(file: h5py.File, path: Path) -> None:
             or (is_array and item.dtype.kind not in "biuf")
             or any(each.kind not in "biufSU" and not h5py.check_string_dtype(each) for each in types)
         ):
-            raise UserError(f"{path}: holds something else than groups, numbers and texts; don't use it")
+            raise UserError("holds something else than groups, numbers and texts; don't use it")
         if is_array:
             if item.external or item.is_virtual:
-                raise UserError(f"{path}: keeps weights in another file; don't use it")
+                raise UserError("keeps weights in another file; don't use it")
             size = math.prod(item.shape) * item.dtype.itemsize
             array_bytes += size
             if item.chunks or item.id.get_storage_size() != size or array_bytes > file_bytes:
-                raise UserError(f"{path}: some of its weights are missing or compressed; save it again with Keras")
+                raise UserError("some of its weights are missing or compressed; save it again with Keras")
         elif item.name.count("/") > MAX_DEPTH or len(seen) + len(waiting) + len(item) > MAX_OBJECTS:
-            raise UserError(f"{path}: holds more parts than this program takes; don't use it")
+            raise UserError("holds more parts than this program takes; don't use it")
         elif not all(isinstance(item.get(name, getlink=True), h5py.HardLink) for name in item):
-            raise UserError(f"{path}: links to another file; don't use it")
+            raise UserError("links to another file; don't use it")
         else:
             waiting += item.values()
     if file_bytes - array_bytes > MAX_TEXT_BYTES:
-        raise UserError(f"{path}: holds more text than this program takes; don't use it")
+        raise UserError("holds more text than this program takes; don't use it")
 
 
 def dump_weights(path: str | Path) -> bytes:
@@ -207,8 +203,8 @@ def dump_weights(path: str | Path) -> bytes:
             layers = [group[name] for name in group.attrs["layer_names"]]
             weights = [np.float32(layer[name]) for layer in layers for name in layer.attrs["weight_names"]]
     except (KeyError, TypeError, ValueError, MemoryError):
-        raise UserError(f"{path}: its weights are damaged; copy or train it again") from None
-    check_finite([*weights, *(votes or ())], path)
+        raise UserError("its weights are damaged; copy or train it again") from None
+    check_finite([*weights, *(votes or ())])
     np.savez(content, *weights, **dict(zip(("kernel", "bias"), votes or (), strict=False)))
     return content.getvalue()
 
@@ -219,19 +215,16 @@ def read_votes_layer(path: str | Path) -> list[np.ndarray] | None:
         try:
             return [np.float32(file["votes"][name]) for name in ("kernel", "bias")] if "votes" in file else None
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: its layer for votes is damaged; copy or train it again") from None
+            raise UserError("its layer for votes is damaged; copy or train it again") from None
 
 
-def check_finite(arrays, path):
+def check_finite(arrays):
     if not all(np.isfinite(each).all() for each in arrays):
-        raise UserError(f"{path}: some of its weights are no numbers but NaN or infinity; train it again")
+        raise UserError("some of its weights are no numbers but NaN or infinity; train it again")
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
-    """Compile the network of a validated model file to LiteRT.
-
-    Returns:
-        A LiteRT file; its network has the inputs and outputs of `complete_network`.
+    """Compile the network of a validated model file, made by `complete_network`, to a LiteRT file.
 
     Raises:
         UserError: Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
@@ -241,21 +234,21 @@ def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
     try:
         import tensorflow  # its converter has no other home
 
-        network = complete_network(build_network(path, config, metadata["labels"]), read_votes_layer(path), path)
+        network = complete_network(build_network(path, config, metadata["labels"]), read_votes_layer(path))
         expected = predict_all(network, metadata, faces)  # may fail where the converter takes minutes to
         content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
         compiled = CompiledNetwork(content)
         actual = predict_all(compiled, metadata, faces)
         predict_all(compiled, metadata, faces[:1])
-    except UserError as error:
-        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except UserError:
+        raise
     except ImportError:
-        raise UserError("TensorFlow compiles a model before its first use: pip install tensorflow") from None
+        raise UserError("TensorFlow, which compiles models, is missing: pip install tensorflow") from None
     except Exception as error:  # whatever Keras and TensorFlow make of a damaged file
         first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
+        raise UserError(f"Keras can't load this model ({first_line[:200]}); train it again") from None
     if (actual.argmax(axis=2) != expected.argmax(axis=2)).any() or np.abs(actual - expected).max() > TOLERANCE:
-        raise UserError(f"{path}: its compiled network differs from Keras's; train it again")
+        raise UserError("its compiled network differs from Keras's; train it again")
     return content
 
 
@@ -271,38 +264,36 @@ def build_network(path, config, labels):
     network = kind.from_config(config["config"])
     takes, gives = tuple(network.input_shape), tuple(network.output_shape)
     if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
-        raise UserError(f"{path}: takes input of the shape {takes}, not square pictures with 1 or 3 channels")
+        raise UserError(f"takes input of the shape {takes}, not square pictures with 1 or 3 channels")
     if gives != (None, len(labels)):
-        raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {labels}")
+        raise UserError(f"gives output of the shape {gives}, not one value for each of {labels}")
     network.load_weights(path)
     return network
 
 
-def complete_network(network, votes=None, path="the network"):
+def complete_network(network, votes=None):
     """Make a Keras network give logits, and votes too.
 
     Args:
         network: A Keras model whose last layer gives a logit or a probability for each label.
-        votes: Kernel and bias of the layer that predicts votes from the features before the last layer, if there is
-            one; see `model_file.write_votes_layer`.
-        path: Name of the network in errors.
+        votes: Kernel and bias of the layer that predicts votes, if any; see `model_file.write_votes_layer`.
 
     Returns:
-        A Keras model that gives float32 (n, columns): a logit for each label and, with `votes`, for each of its answers.
+        A Keras model that gives float32 (n, columns): the logits of the labels, then those of the votes.
 
     Raises:
         UserError: The layer for votes doesn't fit, or weights are NaN or infinite.
     """
     import keras
 
-    check_finite([*network.get_weights(), *(votes or ())], path)
+    check_finite([*network.get_weights(), *(votes or ())])
     last, outputs = network.layers[-1], network.outputs[0]
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
     if votes:
         features, answers = network.layers[-2].output, network.output_shape[-1] + 1
         if [part.shape for part in votes] != [(features.shape[-1], answers), (answers,)]:
-            raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
+            raise UserError("its layer for votes doesn't fit its network; train it again")
         layer = keras.layers.Dense(answers, name="votes")
         outputs = keras.ops.concatenate([outputs, layer(features)], axis=1)
         layer.set_weights(votes)

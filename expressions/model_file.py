@@ -155,7 +155,7 @@ def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tupl
             first_line, _, content = output.read().partition(b"\n")
             metadata = json.loads(first_line)
         except (subprocess.TimeoutExpired, ValueError):  # it was stopped, or HDF5 or TensorFlow crashed
-            metadata = f"{path}: damaged, or takes more time or memory than a model for faces needs; don't use it"
+            metadata = "damaged, or takes more time or memory than a model for faces needs; don't use it"
     if isinstance(metadata, str):  # an error message
-        raise UserError(metadata.replace(os.path.abspath(path), str(path)))
+        raise UserError(f"{path}: {metadata}")
     return metadata, content

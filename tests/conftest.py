@@ -1,6 +1,8 @@
 """What several tests share: data sets of drawn faces, the two scripts run as a user runs them, a trained model."""
 
+import contextlib
 import csv
+import importlib.util
 import os
 import shutil
 import signal
@@ -18,14 +20,26 @@ import numpy as np
 import pytest
 
 from expressions import EMOTIONS
+from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.training import synthetic
 
-CACHE = tempfile.TemporaryDirectory()  # in the place of the user's own
-os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), CACHE.name)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
+    CACHE = tempfile.TemporaryDirectory()  # in place of the user's own
+    os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), CACHE.name)
 ROOT = Path(__file__).resolve().parent.parent
 # before a command: takes from root what lets it read and write everything
 WITHOUT_PRIVILEGES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if shutil.which("setpriv") else []
 SPLITS = {"train": 8, "validation": 3}  # images per class
+# These are marks, for a test that skips itself does so after its fixtures were built.
+needs_xvfb = pytest.mark.skipif(
+    not (shutil.which("Xvfb") and shutil.which("xdotool")), reason="needs Debian's packages xvfb and xdotool"
+)
+
+
+def needs(module):
+    """A mark: skip the test where a module isn't installed that requirements.txt hasn't. Mark such tests slow as well,
+    so that the slow ones can be run with it and the others without."""
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs pip install {module}")
 
 
 def write_data(folder, splits=SPLITS, labels=EMOTIONS, name="{label}_{index}.png"):
@@ -87,19 +101,65 @@ def wait_for(happened, processes=(), seconds=120):
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="session")
-def data_folder(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+@contextlib.contextmanager
+def x_server(screen="1280x800x24"):
+    """Run an X server with one screen, on a display that it finds free. Yields the process and the display's name."""
+    reader, writer = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(writer), "-screen", "0", screen], pass_fds=[writer], stderr=subprocess.DEVNULL
+    )
+    os.close(writer)
+    try:
+        with open(reader) as numbers:
+            number = numbers.readline().strip()
+        assert number, "Xvfb did not start"
+        yield server, f":{number}"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, data_folder):
-    """The model file of a run of two epochs, its report beside it; too short a run to be any good."""
-    model = tmp_path_factory.mktemp("models") / "small.h5"
-    result = run("train.py", "--data", data_folder, "--model", model, "--epochs", 2, "--batch-size", 16)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (model.parent / "output.txt").write_text(result.stdout)
-    return model
+def build_once(tmp_path_factory, worker_id):
+    """A function that builds a folder by a call `build(folder)`, once for all workers of this run, and returns it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def build_once(name, build):
+        folder, done = shared / name, shared / f"{name}.done"
+        try:
+            folder.mkdir()  # which one alone can do
+        except FileExistsError:
+            wait_for(done.exists, seconds=300)
+        else:
+            try:
+                build(folder)
+            finally:
+                done.touch()  # nobody waits for what failed
+        return folder
+
+    return build_once
+
+
+@pytest.fixture(scope="session")
+def data_folder(build_once):
+    return build_once("data", write_data)
+
+
+@pytest.fixture(scope="session")
+def trained(build_once, data_folder):
+    """The model file of a run of two epochs, its report beside it; too short a run to be any good.
+
+    Its compiled network is in the cache."""
+
+    def train(folder):
+        words = "--data", data_folder, "--model", folder / "small.h5", "--epochs", 2, "--batch-size", 16
+        result = run("train.py", *words)
+        assert result.returncode == 0, result.stdout + result.stderr
+        (folder / "output.txt").write_text(result.stdout)
+        ExpressionRecognizer(folder / "small.h5")
+
+    return build_once("trained", train) / "small.h5"
 
 
 @pytest.fixture(scope="session")

@@ -13,16 +13,16 @@ from conftest import ROOT
 
 from expressions import UserError, model_compiler
 from expressions.classifier import Classifier, CompiledNetwork
+from expressions.model_file import check_path
 
 STOPPED = "stopped"
 
 
 def run_limited(action, path, seconds=20, **given):
-    """The metadata and the content that `model_compiler.run` gives, or an error message and nothing.
-
-    The message is STOPPED if the process took more time or memory than its limits."""
+    """As `model_file.run_sandboxed`; the error says STOPPED if the process took more than its limits."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs a process to fork from")
+    check_path(path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tensorflow", "keras", "limited"])
     environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -32,8 +32,11 @@ def run_limited(action, path, seconds=20, **given):
         try:
             first_line, _, content = pool.submit(_run, seconds, action, str(path), given).result().partition(b"\n")
         except BrokenProcessPool:
-            return STOPPED, b""
-    return json.loads(first_line), content
+            first_line, content = json.dumps(STOPPED), b""
+    metadata = json.loads(first_line)
+    if isinstance(metadata, str):
+        raise UserError(f"{path}: {metadata}")
+    return metadata, content
 
 
 def _run(seconds, action, path, given):
@@ -45,6 +48,4 @@ def _run(seconds, action, path, given):
 def load(path, **given):
     """As `Classifier.load`, without the cache."""
     metadata, content = run_limited("compile", path, **given)
-    if isinstance(metadata, str):
-        raise UserError(metadata)
     return Classifier(CompiledNetwork(content), metadata)

@@ -10,7 +10,7 @@ from expressions.classifier import Classifier
 from expressions.images import crop, preprocess_face
 from expressions.inference import overlay
 from expressions.inference.types import Box
-from expressions.training import dataset, synthetic
+from expressions.training import dataset, readers, synthetic
 
 
 def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tensor_bit_for_bit(data_folder, trained):
@@ -50,7 +50,7 @@ def test_the_network_sees_values_from_0_to_1(trained):
 def test_one_label_order_everywhere(data_folder, trained):
     assert list(EMOTIONS) == sorted(EMOTIONS)
     assert dataset.load(data_folder).labels == Classifier.load(trained).labels == EMOTIONS
-    assert set(dataset.CSV_CODES.values()) == set(synthetic.EXPRESSIONS) == set(EMOTIONS)
+    assert set(readers.CSV_CODES.values()) == set(synthetic.EXPRESSIONS) == set(EMOTIONS)
     assert set(overlay.COLOURS) == {*EMOTIONS, UNCERTAIN}
 
 

@@ -86,7 +86,7 @@ def test_the_line_of_keys_stands_whole_in_the_lower_left_corner(size):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (4320, 7680)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), pytest.param((4320, 7680), marks=pytest.mark.slow)])
 def test_any_box_is_drawn_on_any_frame(size):
     """Boxes that lie outside, or that are larger than the frame, on frames with no room for a word."""
     for box in (Box(0, 0, 1, 1), Box(-50, -40, 100, 100), Box(size[1] - 5, 0, 300, 300), Box(-9, 0, 10**6, 10**6)):

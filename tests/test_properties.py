@@ -22,7 +22,7 @@ from expressions.inference.tables import Table
 from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.inference.types import Box, Face
 from expressions.model_compiler import parse_metadata
-from expressions.training import dataset
+from expressions.training import dataset, readers
 
 pytestmark = pytest.mark.faults
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -97,7 +97,7 @@ def test_a_good_table_comes_back_pixel_by_pixel(tmp_path, rows):
         lines.append(f"{code},{' '.join(map(str, image.ravel()))},{'Training' if training else 'PublicTest'}")
         expected["train" if training else "validation"].append((EMOTIONS.index(CODES[code]), image))
     (tmp_path / "fer2013.csv").write_text("\n".join(lines))
-    _, splits, _ = dataset.read_csv(tmp_path / "fer2013.csv", None)
+    splits = readers.read_csv(tmp_path / "fer2013.csv", None).splits
     assert set(splits) == {name for name, images in expected.items() if images}
     for name, split in splits.items():
         assert split.labels.tolist() == [label for label, _ in expected[name]]
@@ -106,10 +106,10 @@ def test_a_good_table_comes_back_pixel_by_pixel(tmp_path, rows):
 
 @given(st.lists(st.lists(st.integers(0, 10), min_size=10, max_size=10), min_size=1, max_size=5))
 def test_votes_become_shares(tmp_path, counts):
-    columns = [*dataset.FERPLUS_COLUMNS, *dataset.FERPLUS_OTHERS]
+    columns = [*readers.FERPLUS_COLUMNS, *readers.FERPLUS_OTHERS]
     lines = [f"Training,{number}.png,{','.join(map(str, row))}" for number, row in enumerate(counts)]
     (tmp_path / "fer2013new.csv").write_text("\n".join([f"Usage,Image name,{','.join(columns)}", *lines]))
-    shares = dataset.read_votes([tmp_path])[dataset.VOTES].sum(axis=1)
+    shares = readers.read_votes([tmp_path])[readers.VOTES].sum(axis=1)
     np.testing.assert_allclose(shares, [float(any(row)) for row in counts], atol=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_votes_become_shares(tmp_path, counts):
 def test_any_description_of_a_network_is_refused(metadata, config):
     """None of these is a network by chance."""
     with pytest.raises(UserError):
-        parse_metadata(metadata, config, {}, "model.h5")
+        parse_metadata(metadata, config, {})
 
 
 @given(JSON, st.sampled_from(["labels", "scaling", "temperature", "seed", "votes"]))
@@ -128,7 +128,7 @@ def test_any_metadata_of_a_good_network_is_taken_or_refused(value, name):
     ]
     config = {"class_name": "Sequential", "config": {"name": "small", "layers": layers}}
     metadata = {"labels": ["a", "b"], "scaling": "unit"} | {name: value}
-    said = refused_or(parse_metadata, json.dumps(metadata), json.dumps(config), {}, "model.h5")
+    said = refused_or(parse_metadata, json.dumps(metadata), json.dumps(config), {})
     assert said is None or set(said[0]) == set(metadata)
 
 

@@ -8,7 +8,11 @@ import subprocess
 import pytest
 from conftest import command, write_film
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("strace"), reason="needs strace"),
+]
 
 WRITES = re.compile(r'(?:openat?|creat|mkdir(?:at)?|rename(?:at2?)?|truncate)\(.*?"((?:[^"\\]|\\.)*)"(.*)')
 CALLS = "connect,sendto,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,truncate"

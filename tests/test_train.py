@@ -54,6 +54,7 @@ def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
     assert np.mean(hits) == pytest.approx(classifier.metadata["metrics"]["single view"]["top1"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
     figures = read_metadata(trained)["metrics"]["single view"]
     assert train.main(["--evaluate", str(trained), "--data", str(data_folder)]) == 0
@@ -94,6 +95,7 @@ def start(data_folder, model, *more):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
     model = tmp_path / "stopped.h5"
     process = start(data_folder, model)
@@ -169,6 +171,7 @@ def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
     model = tmp_path / "model.h5"
     model.write_text("the model of before")
@@ -184,6 +187,7 @@ def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_fold
     )
 
 
+@pytest.mark.slow
 def test_other_classes_make_a_model_with_those_labels(tmp_path):
     data = write_data(tmp_path / "data", {"train": 6, "validation": 2}, labels=("awake", "asleep"))
     arguments = ["--data", str(data), "--model", str(tmp_path / "sleep.h5"), "--epochs", "1", "--batch-size", "4"]
@@ -191,6 +195,7 @@ def test_other_classes_make_a_model_with_those_labels(tmp_path):
     assert Classifier.load(tmp_path / "sleep.h5").labels == ("asleep", "awake")
 
 
+@pytest.mark.slow
 def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     data = write_data(tmp_path / "data", {"train": 4, "validation": 3}, name="{label}_{index}.png")
     columns = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF"]
@@ -233,6 +238,7 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
     plain = train.generators(train.FROM_SCRATCH)[1]
@@ -258,6 +264,7 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
     assert "knows a, b, c, d, e, f, g, not angry" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained, data_folder, tmp_path, monkeypatch):
     """The mean of those that the epochs end with, and neither the last of them nor those that it began with."""
     seen = []
@@ -282,6 +289,7 @@ def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained,
     assert read_metadata(tmp_path / "on.h5")["start"] == "small.h5"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained, data_folder, tmp_path, capsys):
     data = write_data(tmp_path / "data", {"train": 4, "validation": 2}, labels=("awake", "asleep"))
     assert train.main(["--start", str(trained), "--data", str(data), "--model", str(tmp_path / "new.h5")]) == 2
@@ -353,6 +361,7 @@ def test_options_out_of_range(arguments, words, capsys):
     assert caught.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_show_without_a_screen_says_where_the_picture_is(tmp_path, data_folder):
     result = run(
         "train.py",

@@ -20,7 +20,7 @@ import train
 from expressions.model_file import read_metadata, read_weights
 from expressions.training.callbacks import run_folder
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 KILLS = 20
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, heed_ctrl_c
+from conftest import ROOT, heed_ctrl_c, needs_xvfb, x_server
 
 from expressions import UserError
 from expressions.inference.recorder import Recorder
@@ -23,10 +23,6 @@ from expressions.window import Window
 
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="needs Debian's package ffmpeg"
-)
-needs_xvfb = pytest.mark.skipif(
-    not all(map(shutil.which, ("xvfb-run", "xauth", "xdotool"))),
-    reason="needs Debian's packages xvfb, xauth and xdotool",
 )
 
 
@@ -356,7 +352,7 @@ with Recorder({str(path)!r}, source, overwrite=True) as recorder:
     else:  # the disk is full by now
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=30)[1]
+    return process.communicate(timeout=120)[1]
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi"])
@@ -418,8 +414,11 @@ with Window("The keys") as window:
             time.sleep(0.01)
         print("key", name, repr("".join(keys)))
 """)
-    command = ["xvfb-run", "-a", "-s", "-screen 0 1600x1200x24", sys.executable, str(tmp_path / "show.py")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    with x_server("1600x1200x24") as (_, display):
+        result = subprocess.run(
+            [sys.executable, str(tmp_path / "show.py")], env=os.environ | {"DISPLAY": display},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
     keys = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("key")]
     assert [" ".join(words) for words in keys] == [
         "b 'b'", "Left ''", "Right ''", "Shift_L ''", "F5 ''", "Escape '\\x1b'", "space ' '",

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write_film
+from conftest import ROOT, command, heed_ctrl_c, needs, read_rows, run, wait_for, write_film
 
 from expressions import UserError
 from expressions.inference import jobs, workers
@@ -81,6 +81,7 @@ def check(folder, expected):
     assert [Path(row["source"]).name for row in read_rows(folder / "failed.csv")] == ["bad.mp4"]
 
 
+@pytest.mark.slow
 def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
     """One is there all the time, on the left, and so has the same number on both sides of each seam."""
     left = [row for row in expected["long.avi"] if int(row["x"]) < 120]
@@ -91,6 +92,7 @@ def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
     assert len({row["track"] for row in left}) == 3  # and another one after each cut of the film
 
 
+@pytest.mark.slow
 def test_two_workers_write_what_one_process_writes(material, expected, trained, tmp_path):
     results = tmp_path / "results"
     result = annotate(material, trained, results, "--workers", 2)
@@ -108,8 +110,9 @@ def test_two_workers_write_what_one_process_writes(material, expected, trained, 
     assert read_rows(results / "short.avi.csv") == expected["short.avi"]
 
 
+@needs("ray")
+@pytest.mark.slow
 def test_ray_writes_what_one_process_writes(material, expected, trained, tmp_path):
-    pytest.importorskip("ray")
     result = annotate(material, trained, tmp_path / "results", "--ray")
     assert result.returncode == 1, result.stderr
     check(tmp_path / "results", expected)
@@ -136,6 +139,7 @@ def started(material, trained, tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_workers_that_are_killed(started, expected, tmp_path):
     random = np.random.default_rng(0)
@@ -159,6 +163,7 @@ def test_a_dangling_link_first_is_one_failure(material, trained, tmp_path):
     assert result.returncode == 1 and "a.png" in result.stderr and "1 files: " in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp_path, number):
@@ -166,7 +171,7 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
     wait_for(lambda: list((results / ".parts").glob("*-0.json")))
     workers_then = children(started)
     os.kill(started.pid, number)
-    _, errors = started.communicate(timeout=60)
+    _, errors = started.communicate(timeout=120)
     assert started.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[number] and "Traceback" not in errors
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers_then))  # and leaves no one behind
     assert not (results / "long.avi.csv").exists()
@@ -178,6 +183,7 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
     check(results, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
     """Entered where frame 1 should come, frame 2 comes."""
@@ -220,8 +226,9 @@ def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected
     assert not list((results / ".parts").iterdir())
 
 
+@needs("pyarrow")
+@pytest.mark.slow
 def test_parquet_has_what_csv_has(material, expected, trained, tmp_path):
-    pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     arguments = "--source", material / "short.avi", "--model", trained, "--workers", 1
@@ -271,12 +278,14 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         (["--workers", "2", "--csv", "{folder}"], "holds other files"),
         (["--workers", "2", "--csv", "x", "--source", "{empty}"], "empty; give the name of a file"),
         (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
-        (["--ray", "127.0.0.1:1", "--csv", "x"], "--ray 127.0.0.1:1: no cluster there"),
+        pytest.param(
+            ["--ray", "127.0.0.1:1", "--csv", "x"],
+            "--ray 127.0.0.1:1: no cluster there",
+            marks=[needs("ray"), pytest.mark.slow],
+        ),
     ],
 )
 def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
-    if "--ray" in arguments:
-        pytest.importorskip("ray")
     for name, text in (("full", OTHERS), ("torn", "\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.csv").write_text(text)
@@ -408,12 +417,10 @@ def unfit(number):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("engine", ["processes", "ray"])
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=[needs("ray"), pytest.mark.slow])])
 def test_a_task_that_kills_its_workers_is_given_up_and_no_other(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    if engine == "ray":
-        pytest.importorskip("ray")
     taken = []
 
     def tasks():

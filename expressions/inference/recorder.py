@@ -110,13 +110,12 @@ class Recorder:
         """Finish the video while there is space to finish it: OpenCV doesn't tell when the disk is full."""
         try:
             total, _, free = shutil.disk_usage(self.partial.parent)
+            needed = MIN_FREE_BYTES + image.nbytes + 64 * self.frame_count  # 64: per frame in the index, written last
+            if not total or free >= needed:
+                return
+            reason = f"the disk is full; what there is lies in {self.partial}"
         except OSError as error:
-            self._stop(f"its folder can't be written to any more ({error.strerror})")
-        if total and free < MIN_FREE_BYTES + 64 * self.frame_count + image.nbytes:  # 64: the index, written last
-            self._stop(f"the disk is full; what there is lies in {self.partial}")
-
-    def _stop(self, reason):
-        self.writer.release()
+            reason = f"its folder can't be written to any more ({error.strerror})"
         self.frame_count = 0  # so that the partial file doesn't get its name
         self._fail(reason)
 

@@ -93,9 +93,8 @@ def read_source_list(path: str) -> Iterator[str]:
 
 
 def output_path(name: str, source: str) -> str:
-    """Return the path of a file's result in the folder of results: as the file lies in the folder `source`, or in the
-    pattern's; where `source` is a list, in the working directory."""
-    root = "" if is_list(source) else source
+    """Return the path of a file's result in the output folder: that of the file itself in `source`'s folder."""
+    root = "" if is_list(source) else source  # of a list: the working directory
     while not os.path.isdir(root or "."):
         root = os.path.dirname(root)
     try:
