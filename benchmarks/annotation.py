@@ -1,7 +1,7 @@
-"""Time the annotation of films by one worker and by two, against decoding them alone, and what handing out tasks costs.
+"""Time the annotation of videos by one worker and by two, against decoding them alone, and what handing out tasks costs.
 
-    python benchmarks/annotation.py                        films of drawn faces
-    python benchmarks/annotation.py --data data/fer2013    films of FER2013's validation faces
+    python benchmarks/annotation.py                        videos of drawn faces
+    python benchmarks/annotation.py --data data/fer2013    videos of FER2013's validation faces
     python benchmarks/annotation.py --tasks 100000         also so many tasks that do nothing: what does each cost?
 
 Whole commands are timed, starts included, in turn, on two processor cores. Ray takes part where it is installed.
@@ -36,13 +36,13 @@ from expressions.inference.batch import Index
 from expressions.inference.jobs import Done
 from expressions.inference.sources import Source
 
-SIZE, FILMS, ROUNDS = (640, 480), 8, 3
+SIZE, VIDEOS, ROUNDS = (640, 480), 8, 3
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of FER2013; without it faces are drawn")
-    parser.add_argument("--copies", type=int, default=10, help="of each film, one after the other (default: 10)")
+    parser.add_argument("--copies", type=int, default=10, help="of each video, one after the other (default: 10)")
     parser.add_argument("--tasks", type=int, default=0, help="that do nothing (default: none)")
     options = parser.parse_args()
     try:
@@ -53,12 +53,12 @@ def main():
     if has_ray():
         engines["Ray, 2 processors"] = ["--ray"]
     with tempfile.TemporaryDirectory() as folder:
-        films = make_films(pictures, Path(folder) / "films", options.copies)
+        videos = make_videos(pictures, Path(folder) / "videos", options.copies)
         rates = {"decoding alone, 1 core": []} | {name: [] for name in engines}
         for _ in range(ROUNDS):
-            rates["decoding alone, 1 core"].append(decode(films))
+            rates["decoding alone, 1 core"].append(decode(videos))
             for name, arguments in engines.items():
-                rates[name].append(annotate(films, arguments))
+                rates[name].append(annotate(videos, arguments))
         one = statistics.median(rates["1 worker"])
         for name, measured in rates.items():
             middle, low, high = statistics.median(measured), min(measured), max(measured)
@@ -74,11 +74,11 @@ def has_ray():
     return subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode == 0
 
 
-def make_films(pictures, folder, copies):
-    """Write films of one to three moving faces, each several times in one file, as H.264 where ffmpeg is there."""
+def make_videos(pictures, folder, copies):
+    """Write videos of one to three moving faces, each several times in one file, as H.264 where ffmpeg is there."""
     folder.mkdir()
     random = np.random.default_rng(0)
-    for number in range(FILMS):
+    for number in range(VIDEOS):
         path = folder / f"{number}.avi"
         chosen = pictures[random.choice(len(pictures), 1 + number % 3, replace=False)]
         frames = [cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR) for gray, _ in film(chosen, SIZE, random)]
@@ -93,10 +93,10 @@ def make_films(pictures, folder, copies):
     return folder
 
 
-def decode(films):
+def decode(videos):
     """Frames a second that one core only reads."""
     began, frames = time.perf_counter(), 0
-    for path in films.iterdir():
+    for path in videos.iterdir():
         with Source(path) as source:
             frames += sum(1 for _ in source)
     return frames / (time.perf_counter() - began)
@@ -105,10 +105,10 @@ def decode(films):
 memory = []  # of workers, in megabytes
 
 
-def annotate(films, arguments):
+def annotate(videos, arguments):
     """Frames a second of a whole command."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "realtime_detect.py", "--source", films, "--csv", folder, *arguments]
+        command = [sys.executable, ROOT / "realtime_detect.py", "--source", videos, "--csv", folder, *arguments]
         began = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             while process.poll() is None:

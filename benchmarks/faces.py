@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from expressions import EMOTIONS, UserError
-from expressions.inference.tracker import WORKING_SIDE, FaceDetector, Tracker
+from expressions.inference.detector import MAX_FRAME_SIDE, HaarDetector
+from expressions.inference.tracker import Tracker
 from expressions.training import dataset, synthetic
 
 CASCADE = ROOT / "haarcascade_frontalface_default.xml"
@@ -42,7 +43,7 @@ def main():
         pictures = pictures_of_faces(options.data)
     except UserError as error:
         parser.error(str(error))
-    random, detector = np.random.default_rng(0), FaceDetector(CASCADE)
+    random, detector = np.random.default_rng(0), HaarDetector(CASCADE)
     easy = np.array([is_easy(detector, picture) for picture in pictures])
     print(f"{easy.sum()} of {len(easy)} faces are easy")
     for size in SIZES:
@@ -160,7 +161,7 @@ def noisy(frame):
 
 def plain(detector, gray):
     """The search that most programs do in every frame: boxes."""
-    scale = min(1, WORKING_SIDE / max(gray.shape))
+    scale = min(1, MAX_FRAME_SIDE / max(gray.shape))
     small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
     found = detector.cascade.detectMultiScale(small, scaleFactor=1.1, minNeighbors=5, minSize=(30, 30))
     return [tuple(box / scale) for box in found]
@@ -187,9 +188,9 @@ def compare(name, detector, films, easy):
     seconds = {"tracker": [], "plain": []}
     faces, easy_faces, frames = 0, 0, 0
     for frames_of_film, is_easy in zip(films, easy, strict=True):
-        tracker = Tracker(detector, EMOTIONS)
+        tracker = Tracker(detector)
         searches = {
-            "tracker": lambda gray, time, tracker=tracker: [track.box for track in tracker.find(gray, time)],
+            "tracker": lambda gray, time, tracker=tracker: [track.box for track in tracker.update(gray, time)],
             "plain": lambda gray, _: plain(detector, gray),
         }
         for index, (gray, truth) in enumerate(frames_of_film):
@@ -214,9 +215,9 @@ def compare(name, detector, films, easy):
 
 def frames_until_seen(detector, frames):
     """How many frames after it appears a face is seen; 0 in the first one; None if it is not."""
-    tracker = Tracker(detector, EMOTIONS)
+    tracker = Tracker(detector)
     for index, (gray, truth) in enumerate(frames):
-        boxes = [track.box for track in tracker.find(gray, index / RATE)]
+        boxes = [track.box for track in tracker.update(gray, index / RATE)]
         if (overlaps(truth, boxes) >= 0.4).any():
             return index - APPEARS
     return None

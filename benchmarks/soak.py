@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -31,9 +30,9 @@ sys.path.insert(0, str(ROOT))
 
 import realtime_detect
 from expressions import UserError
+from expressions.inference.outputs import Outputs
+from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.inference.sources import Source
-from expressions.inference.summary import Summary
-from expressions.inference.tables import Table
 from expressions.training import synthetic
 
 RATE = 20  # frames per second of the server
@@ -76,18 +75,15 @@ def main():
 def soak(address, folder, account, minutes):
     """Watch the stream at `address` for so many minutes; returns the exit status."""
     save = Path(folder) / "annotated.mp4"
-    options = realtime_detect.parse(["--source", address, "--save", str(save), "--overwrite"])
-    options.sources = set()
-    recognizer, summary, meter = realtime_detect.ExpressionRecognizer(), Summary(), Meter(account)
-    with ExitStack() as stack:
-        tables = [
-            stack.enter_context(Table(f"{folder}/seen.{ending}", recognizer.labels)) for ending in ("csv", "jsonl")
-        ]
+    files = [f"--{suffix}={folder}/seen.{suffix}" for suffix in ("csv", "jsonl")]
+    options = realtime_detect.parse(["--source", address, "--save", str(save), *files, "--overwrite", "--no-window"])
+    recognizer, meter, outputs = ExpressionRecognizer(), Meter(account), Outputs(options, [address])
+    with outputs.open(recognizer.labels):
         for end in (1, minutes):
             meter.end = meter.began + 60 * end
             while time.monotonic() < meter.end:
                 try:
-                    realtime_detect.label_source(address, None, options, recognizer, tables, summary, meter)
+                    realtime_detect.label_source(address, options, recognizer, outputs, meter)
                 except UserError as error:
                     if "lost, and not back" not in str(error) and "can't be opened" not in str(error):
                         raise

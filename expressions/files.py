@@ -11,6 +11,8 @@ from expressions import UserError
 try:
     import fcntl
 except ImportError:  # Windows
+    import msvcrt
+
     fcntl = None
 
 
@@ -36,11 +38,10 @@ def atomic_write(path: Path, partial: Path | None = None) -> Iterator[Path]:
 def lock_file(file: IO, name: object) -> None:
     """Lock an open file against other runs of the program, until it is closed or the process ends.
 
-    The lock is on the file itself, so no lock file is left beside it. On a file system without locks, and on Windows,
-    this does nothing.
+    The lock is on the file itself, so no lock file is left beside it. On a file system without locks this does nothing.
 
     Args:
-        file: The open file. It is closed if another process holds the lock.
+        file: The file, opened to append to it. It is closed if another process holds the lock.
         name: How to name the file in the error message.
 
     Raises:
@@ -49,9 +50,12 @@ def lock_file(file: IO, name: object) -> None:
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        else:  # lock a byte that no file reaches, because on Windows nobody else can read a locked one
+            os.lseek(file.fileno(), 2**31 - 2, os.SEEK_SET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):  # the latter on Windows, and on some file systems
         file.close()
-        raise UserError(f"{name}: another program is writing it; choose another name") from None
+        raise UserError(f"{name}: another program is writing it; wait for its end, or choose another name") from None
     except OSError:  # a file system without locks
         pass
 

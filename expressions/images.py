@@ -75,7 +75,7 @@ def crop(frame: np.ndarray, box) -> np.ndarray:
 
     Args:
         frame: (height, width) or (height, width, channels).
-        box: Has x, y, width and height in pixels; see `inference.tracker.Box`. It may reach out of the frame.
+        box: Has x, y, width and height in pixels; see `inference.types.Box`. It may reach out of the frame.
 
     Returns:
         (box.height, box.width) and the frame's channels: a view; where the box reaches out of the frame a copy, in

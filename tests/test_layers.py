@@ -19,6 +19,7 @@ LAYERS = {
     "window": ["expressions.window"],
     "classifier": ["expressions.classifier", "expressions.compiled"],
     "types": ["expressions.inference.types"],  # what several leaves of one wing pass to one another
+    "detector": ["expressions.inference.detector"],
     "leaves": [
         "expressions.training",
         "expressions.training.augmentation",
@@ -38,7 +39,12 @@ LAYERS = {
     ],
     "recognizer": ["expressions.inference.recognizer"],
     "jobs": ["expressions.inference.jobs"],
-    "compositions": ["expressions.inference.batch"],  # of the leaves of one wing
+    "recorder": ["expressions.inference.recorder"],
+    "compositions": [
+        "expressions.inference.batch",
+        "expressions.inference.outputs",
+        "expressions.inference.viewer",
+    ],  # of the leaves of one wing
     "scripts": ["train", "realtime_detect"],
 }
 LEVELS = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

@@ -20,7 +20,8 @@ from conftest import ROOT, heed_ctrl_c, write_film
 
 from expressions import UserError
 from expressions.inference import sources
-from expressions.inference.sources import Recording, Source
+from expressions.inference.recorder import Recorder
+from expressions.inference.sources import Source
 
 VIDEO_CAPTURE = cv2.VideoCapture
 RATE = 30  # frames per second of the server
@@ -114,15 +115,15 @@ def camera():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(sources, "LOST_AFTER", 0.7)
-    monkeypatch.setattr(sources, "STALLED_AFTER", 0.3)
+    monkeypatch.setattr(sources, "LOST_TIMEOUT", 0.7)
+    monkeypatch.setattr(sources, "STALL_TIMEOUT", 0.3)
 
 
 def test_the_lag_of_a_slow_program_does_not_grow(camera, monkeypatch):
     opened = []
     monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: opened.append(arguments) or VIDEO_CAPTURE(*arguments))
     with Source(camera.address("steady")) as source:
-        assert source.live and not source.camera and not source.still and source.rate is None
+        assert source.live and not source.camera and not source.is_image and source.fps is None
         ages, numbers = [], []
         for frame in source:
             ages.append(time.perf_counter() - camera.sent[number(frame.image)])
@@ -176,8 +177,11 @@ def test_a_lost_stream_is_opened_again(camera, impatient, way):
 @pytest.mark.faults
 def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes):
     """In the middle of a stream OpenCV keeps to the first size. Either way the frames are told apart, and recorded."""
-    with Source(camera.address(way)) as source, Recording(tmp_path / "out.avi", source) as recording:
-        frames = [frame for frame, _ in zip(source, range(25), strict=False) if not recording.write(frame.image)]
+    with Source(camera.address(way)) as source, Recorder(tmp_path / "out.avi", source) as recorder:
+        frames = []
+        for frame, _ in zip(source, range(25), strict=False):
+            recorder.write(frame.image, frame.seconds)
+            frames.append(frame)
     numbers = [number(cv2.resize(frame.image, (256, 96), interpolation=cv2.INTER_NEAREST)) for frame in frames]
     assert numbers == sorted(set(numbers)) and numbers[-1] > 15
     assert {frame.image.shape[:2] for frame in frames} == sizes
@@ -258,11 +262,11 @@ def test_a_film_and_a_picture_at_an_address_are_files(tmp_path):
     )
     with Camera(files=tmp_path) as server:
         with Source(server.address("film.avi")) as source:
-            assert not source.live and source.rate == 25
+            assert not source.live and source.fps == 25
             assert [number(frame.image) for frame in source] == list(range(30))
         with Source(server.address("me.png?size=large")) as source:
             (frame,) = source
-        assert source.still and number(frame.image) == 77 and (frame.image[48:] == 255).all()  # transparent there
+        assert source.is_image and number(frame.image) == 77 and (frame.image[48:] == 255).all()  # transparent there
 
 
 RTSP_SERVER = """
@@ -305,7 +309,7 @@ def rtsp_server():
 def test_an_rtsp_stream(rtsp_server, monkeypatch):
     process, address = rtsp_server
     with pytest.raises(UserError, match="lost, and not back"), Source(address) as source:
-        monkeypatch.setattr(sources, "LOST_AFTER", 0.5)
+        monkeypatch.setattr(sources, "LOST_TIMEOUT", 0.5)
         assert source.live
         for frame in source:
             if frame.number == 30:  # FFmpeg hands out at once what came while it looked at the stream
@@ -364,7 +368,7 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
     monkeypatch.setattr("sys.platform", system)
     plugged.plugged = [3]
     with Source("1", size=(1280, 720)) as source:
-        assert source.camera and source.live and source.rate is None
+        assert source.camera and source.live and source.fps is None
         next(iter(source))
     assert plugged.opened[0] == (1, interface)
     assert {(cv2.CAP_PROP_FRAME_WIDTH, 1280), (cv2.CAP_PROP_FRAME_HEIGHT, 720)} < set(plugged.settings)
@@ -379,13 +383,13 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
 
 @pytest.mark.faults
 def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LOST_AFTER", 1)
+    monkeypatch.setattr(sources, "LOST_TIMEOUT", 1)
     plugged.plugged = [5, 0, 0, 5]
     with pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds"), Source("0") as source:
-        with Recording(tmp_path / "out.avi", source) as recording:
+        with Recorder(tmp_path / "out.avi", source) as recorder:
             for frame in source:
-                recording.write(frame.image)
+                recorder.write(frame.image, frame.seconds)
     assert frame.number == 9 and source.skipped == 0
     with Source(tmp_path / "out.avi") as film:
-        assert len(list(film)) / film.rate == pytest.approx(frame.seconds, abs=0.1)
+        assert len(list(film)) / film.fps == pytest.approx(frame.seconds, abs=0.1)
     assert frame.seconds > 1.1

@@ -80,7 +80,7 @@ def test_number_and_confidence_are_written_and_an_uncertain_face_has_none():
 @pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])
 def test_the_line_of_keys_stands_whole_in_the_lower_left_corner(size):
     picture = np.zeros((*size, 3), np.uint8)
-    overlay.write_line(picture, "25 frames/s   q quit  s save  p pause  b bars  m mirror  h hide")
+    overlay.draw_status(picture, "25 frames/s   q quit  s save  p pause  b bars  m mirror  h hide")
     drawn = (picture > 0).any(axis=2)
     assert drawn[-1, 0] and not drawn[: size[0] // 2].any() and not drawn[:, -1].any() and drawn.any(axis=0).sum() > 200
 
@@ -93,5 +93,5 @@ def test_any_box_is_drawn_on_any_frame(size):
         picture = overlay.draw(
             np.zeros((*size, 3), np.uint8), [Face(box, "happy", 1.0, 1, np.full(7, 1 / 7))], EMOTIONS
         )
-        overlay.write_line(picture, "25 frames/s   q quit")
+        overlay.draw_status(picture, "25 frames/s   q quit")
         assert picture.shape == (*size, 3)

@@ -15,10 +15,11 @@ from expressions import EMOTIONS, UNCERTAIN, UserError, classifier
 from expressions.cli import escape_unprintable
 from expressions.images import crop, decode_image, preprocess_face
 from expressions.inference import overlay
+from expressions.inference.detector import HaarDetector
 from expressions.inference.sources import parse_size
 from expressions.inference.summary import Summary
 from expressions.inference.tables import Table
-from expressions.inference.tracker import FaceDetector, Tracker
+from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.inference.types import Box, Face
 from expressions.training import dataset
 
@@ -153,7 +154,7 @@ def test_faces_anywhere_are_drawn_into_a_copy(boxes, height, width, bars, data):
 
 @pytest.fixture(scope="module")
 def detector():
-    return FaceDetector(ROOT / "haarcascade_frontalface_default.xml")
+    return HaarDetector(ROOT / "haarcascade_frontalface_default.xml")
 
 
 @settings(max_examples=30)
@@ -166,12 +167,13 @@ def detector():
 )
 def test_a_tracker_takes_frames_of_any_size_at_any_time(detector, frames):
     """Backwards too, as where the clock of a camera is set."""
-    tracker = Tracker(detector, EMOTIONS)
+    tracker = Tracker(detector)
     for height, width, seconds, seed in frames:
         gray = picture(height, width, seed=seed)
-        tracks = tracker.find(gray, seconds)
-        due = tracker.due(tracks)
-        faces = tracker.judge(tracks, np.full((len(due), 7), 1 / 7, np.float32), seconds)
+        tracks = tracker.update(gray, seconds)
+        for track in select_for_classification(tracks):
+            track.update_expression(np.full(7, 1 / 7, np.float32), seconds)
+        faces = [track.to_face(EMOTIONS) for track in tracks]
         numbers = [face.track_id for face in faces]
         assert len(set(numbers)) == len(numbers) and all(number > 0 for number in numbers)
         assert all(face.box.width > 0 and abs(face.probabilities.sum() - 1) < 1e-5 for face in faces)

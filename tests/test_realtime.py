@@ -21,6 +21,7 @@ from expressions import EMOTIONS
 from expressions.classifier import Classifier, write_facts
 from expressions.inference import overlay
 from expressions.inference.sources import Source
+from expressions.inference.viewer import Viewer
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_video_comes_back_frame_by_frame(tmp_path, trained, film):
     result = run("realtime_detect.py", "--source", film, "--model", trained, "--save", tmp_path / "out.mp4")
     assert result.returncode == 0, result.stderr
     with Source(tmp_path / "out.mp4") as source:
-        assert source.rate == pytest.approx(10)
+        assert source.fps == pytest.approx(10)
         frames = list(source)
     assert len(frames) == 20 and frames[0].image.shape == (480, 640, 3)
     assert "20 frames" in result.stdout
@@ -326,11 +327,11 @@ def test_the_keys_of_a_real_window(screen, trained, film, tmp_path):
 
 
 def test_the_line_of_keys_is_hidden_and_shown_again(frame):
-    preview, shown, keys = realtime_detect.Preview(EMOTIONS, False), [], iter("hh ")
-    preview.window = SimpleNamespace(show=lambda picture, rate: shown.append(picture) or next(keys))
+    viewer, shown, keys = Viewer(EMOTIONS, False), [], iter("hh ")
+    viewer.window = SimpleNamespace(show=lambda picture, fps: shown.append(picture) or next(keys))
     for _ in range(3):
-        preview.last = None  # else the line tells how many frames a second there are
-        assert preview.show(frame, [], SimpleNamespace(still=False, camera=False, rate=None))
+        viewer.last = None  # else the line tells how many frames a second there are
+        assert viewer.show(frame, [], SimpleNamespace(is_image=False, camera=False, fps=None))
     np.testing.assert_array_equal(shown[1], frame)
     np.testing.assert_array_equal(shown[2], shown[0])
     assert (shown[0] != frame).any()

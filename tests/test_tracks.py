@@ -6,7 +6,8 @@ import pytest
 from conftest import ROOT
 
 from expressions import EMOTIONS, UNCERTAIN
-from expressions.inference.tracker import FaceDetector, Tracker
+from expressions.inference.detector import HaarDetector
+from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.training import synthetic
 
 RATE, SIDE = 30, 120  # frames a second; pixels of a face
@@ -15,7 +16,7 @@ LABELS = ("angry", "happy", "sad")
 
 @pytest.fixture(scope="module")
 def detector():
-    return FaceDetector(ROOT / "haarcascade_frontalface_default.xml")
+    return HaarDetector(ROOT / "haarcascade_frontalface_default.xml")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def faces(detector):
     random, found = np.random.default_rng(5), []
     while len(found) < 4:
         face = synthetic.draw_face(EMOTIONS[len(found)], random, SIDE)
-        if Tracker(detector, LABELS).find(frame([(face, 260, 180)]), 0.0):
+        if Tracker(detector).update(frame([(face, 260, 180)]), 0.0):
             found.append(face)
     return found
 
@@ -40,10 +41,10 @@ def frame(places):
 
 def follow(detector, films):
     """The tracks of each frame, as {number: middle of its box}, from a list of lists of places for `frame`."""
-    tracker, seen = Tracker(detector, LABELS), []
+    tracker, seen = Tracker(detector), []
     for number, places in enumerate(films):
-        tracks = tracker.find(frame(places), number / RATE)
-        seen.append({t.number: (t.box.x + t.box.width / 2, t.box.y + t.box.height / 2) for t in tracks})
+        tracks = tracker.update(frame(places), number / RATE)
+        seen.append({t.track_id: (t.box.x + t.box.width / 2, t.box.y + t.box.height / 2) for t in tracks})
     return seen
 
 
@@ -72,9 +73,9 @@ def test_a_fast_face_is_followed(detector, faces):
 def test_a_new_face_is_seen_soon_and_at_once_in_a_new_scene(detector, faces):
     seen = follow(detector, [[]] * 10 + [[(faces[1], 300, 200)]] * 30)
     assert not any(seen[:10]) and next(number for number, middles in enumerate(seen) if middles) <= 10 + 15
-    tracker = Tracker(detector, LABELS)
-    tracker.find(255 - frame([]) // 8, 0.0)
-    assert len(tracker.find(frame([(faces[1], 300, 200)]), 1 / RATE)) == 1
+    tracker = Tracker(detector)
+    tracker.update(255 - frame([]) // 8, 0.0)
+    assert len(tracker.update(frame([(faces[1], 300, 200)]), 1 / RATE)) == 1
 
 
 def test_two_people_who_pass_each_other_keep_their_numbers(detector, faces):
@@ -98,14 +99,21 @@ def test_a_face_that_has_gone_is_forgotten(detector, faces):
     assert set(seen[-1]) == {2}
 
 
-def judged(detector, face, rows):
+def update_expressions(tracks, rows, seconds):
+    """The Faces of the tracks, after those that are selected got the rows of probabilities."""
+    for track, row in zip(select_for_classification(tracks), rows, strict=True):
+        track.update_expression(row, seconds)
+    return [track.to_face(LABELS) for track in tracks]
+
+
+def classified(detector, face, rows):
     """The Faces of one that stands still, whose probabilities are the rows, in turn."""
-    tracker = Tracker(detector, LABELS)
+    tracker = Tracker(detector)
     picture = frame([(face, 260, 180)])
     result = []
     for number, row in enumerate(rows):
-        tracks = tracker.find(picture, number / RATE)
-        result += tracker.judge(tracks, np.array([row], np.float32), number / RATE)
+        tracks = tracker.update(picture, number / RATE)
+        result += update_expressions(tracks, np.array([row], np.float32), number / RATE)
     assert len(result) == len(rows)
     return result
 
@@ -119,14 +127,14 @@ def test_labels_do_not_flicker(detector, faces):
     random = np.random.default_rng(0)
     noise = random.normal((0.0, 0.6, 0.0), 0.6, (150, 3))
     rows = np.exp(noise) / np.exp(noise).sum(axis=1, keepdims=True)
-    raw, shown = rows.argmax(axis=1), [face.label for face in judged(detector, faces[0], rows)]
+    raw, shown = rows.argmax(axis=1), [face.label for face in classified(detector, faces[0], rows)]
     assert flips(list(raw)) > 40 and flips(shown) <= 4, (flips(list(raw)), flips(shown))
     assert shown.count("happy") > 100
 
 
 def test_a_change_that_lasts_is_shown_within_a_second(detector, faces):
     rows = [(0.8, 0.1, 0.1)] * 60 + [(0.1, 0.1, 0.8)] * 40
-    labels = [face.label for face in judged(detector, faces[0], rows)]
+    labels = [face.label for face in classified(detector, faces[0], rows)]
     assert set(labels[:60]) == {"angry"} and "sad" in labels[60:90] and labels[-1] == "sad"
     assert flips(labels) <= 2  # perhaps uncertain in between
 
@@ -135,10 +143,12 @@ def test_time_counts_not_frames(detector, faces):
     """At a third of the frames a second, a change is shown after the same time, not the same number of frames."""
 
     def seconds_until_sad(rate):
-        tracker, picture = Tracker(detector, LABELS), frame([(faces[0], 260, 180)])
+        tracker, picture = Tracker(detector), frame([(faces[0], 260, 180)])
         for number in range(4 * rate):
             row = (0.8, 0.1, 0.1) if number < 2 * rate else (0.1, 0.1, 0.8)
-            [face] = tracker.judge(tracker.find(picture, number / rate), np.array([row], np.float32), number / rate)
+            [face] = update_expressions(
+                tracker.update(picture, number / rate), np.array([row], np.float32), number / rate
+            )
             if face.label == "sad":
                 return number / rate - 2
 
@@ -146,31 +156,31 @@ def test_time_counts_not_frames(detector, faces):
 
 
 def test_an_unsure_face_is_uncertain_and_probabilities_are_smoothed(detector, faces):
-    unsure = judged(detector, faces[0], [(0.34, 0.33, 0.33)] * 5)
+    unsure = classified(detector, faces[0], [(0.34, 0.33, 0.33)] * 5)
     assert {face.label for face in unsure} == {UNCERTAIN} and unsure[-1].confidence == pytest.approx(0.34, abs=1e-3)
-    changing = judged(detector, faces[0], [(1, 0, 0), (0, 1, 0)])[-1].probabilities
+    changing = classified(detector, faces[0], [(1, 0, 0), (0, 1, 0)])[-1].probabilities
     assert changing.sum() == pytest.approx(1, abs=1e-5) and 0 < changing[1] < 0.2
 
 
 def test_two_faces_have_labels_of_their_own(detector, faces):
-    tracker, picture = Tracker(detector, LABELS), frame([(faces[0], 60, 180), (faces[1], 400, 180)])
+    tracker, picture = Tracker(detector), frame([(faces[0], 60, 180), (faces[1], 400, 180)])
     for number in range(10):
-        tracks = tracker.find(picture, number / RATE)
+        tracks = tracker.update(picture, number / RATE)
         rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in tracks], np.float32)
-        shown = {face.box.x < 250: face.label for face in tracker.judge(tracks, rows, number / RATE)}
+        shown = {face.box.x < 250: face.label for face in update_expressions(tracks, rows, number / RATE)}
     assert shown == {True: "angry", False: "sad"}
 
 
 def test_of_many_faces_those_that_waited_longest_are_read(detector, faces):
-    tracker, picture = Tracker(detector, LABELS), frame([(face, 5 + 165 * i, 180) for i, face in enumerate(faces)])
+    tracker, picture = Tracker(detector), frame([(face, 5 + 165 * i, 180) for i, face in enumerate(faces)])
     for number in range(13):
-        tracks = tracker.find(picture, number / RATE)
-        due = tracker.due(tracks)
-        assert len(tracks) == 4 and len(due) == (3 if number else 4)
-        rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in due], np.float32)
-        shown = tracker.judge(tracks, rows, number / RATE)
+        tracks = tracker.update(picture, number / RATE)
+        selected = select_for_classification(tracks)
+        assert len(tracks) == 4 and len(selected) == (3 if number else 4)
+        rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in selected], np.float32)
+        shown = update_expressions(tracks, rows, number / RATE)
         assert [face.label for face in shown] == ["angry" if face.box.x < 250 else "sad" for face in shown]
-    assert [track.views for track in tracks] == [10] * 4
+    assert [track.times_classified for track in tracks] == [10] * 4
 
 
 def test_the_same_film_gives_the_same_faces(detector, faces):
@@ -181,16 +191,16 @@ def test_the_same_film_gives_the_same_faces(detector, faces):
 @pytest.mark.faults
 def test_a_frame_of_any_size(detector):
     for shape in ((1, 1), (480, 1), (20, 900), (2160, 3840)):
-        tracker = Tracker(detector, LABELS)
+        tracker = Tracker(detector)
         for number in range(12):
-            assert tracker.find(cv2.resize(np.uint8([[100]]), shape[::-1]), number / RATE) == []
+            assert tracker.update(cv2.resize(np.uint8([[100]]), shape[::-1]), number / RATE) == []
 
 
 @pytest.mark.faults
 def test_frames_of_another_size_are_another_scene(detector, faces):
     """As when a stream comes back: at the same place of the picture, but not of the frame."""
-    tracker, large = Tracker(detector, LABELS), frame([(faces[0], 260, 180)])
+    tracker, large = Tracker(detector), frame([(faces[0], 260, 180)])
     small = cv2.resize(large, (320, 240), interpolation=cv2.INTER_AREA)
     for number, gray in enumerate([small] * 5 + [large] * 5):
-        [track] = tracker.find(gray, number / RATE)
-    assert track.number == 2 and abs(track.box.x + track.box.width / 2 - 320) < 20
+        [track] = tracker.update(gray, number / RATE)
+    assert track.track_id == 2 and abs(track.box.x + track.box.width / 2 - 320) < 20

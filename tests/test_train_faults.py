@@ -164,7 +164,7 @@ def test_two_runs_of_one_model(tmp_path, data_folder, capsys):
     arguments = words(data_folder, tmp_path / "model.h5", epochs=200)
     process = begin(*arguments)
     wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
-    refused(capsys, [*arguments, "--resume"], "another run is at work on it")
+    refused(capsys, [*arguments, "--resume"], "another program is writing it")
     process.kill()
     process.communicate()
     assert train.main([str(word) for word in words(data_folder, tmp_path / "other.h5", epochs=1)]) == 0

@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT, heed_ctrl_c
 
 from expressions import UserError
-from expressions.inference.sources import Recording, Source, expand, parse_size
+from expressions.inference.recorder import Recorder
+from expressions.inference.sources import Source, expand_sources, parse_size
 from expressions.window import Window
 
 needs_ffmpeg = pytest.mark.skipif(
@@ -30,8 +31,8 @@ needs_xvfb = pytest.mark.skipif(
 
 
 def film_source(rate=10):
-    """What a Recording needs to know of a source, its time to be set by the test."""
-    return SimpleNamespace(still=False, rate=rate, seconds=0.0, address="")
+    """What a Recorder needs to know of a source."""
+    return SimpleNamespace(is_image=False, live=False, fps=rate, address="")
 
 
 def gray(value, size=(160, 120)):
@@ -41,9 +42,10 @@ def gray(value, size=(160, 120)):
 def write_video(path, times=None, rate=10):
     """A grainy film whose frame at each of `times`, in seconds, is 20 brighter than the one before."""
     source, random = film_source(rate), np.random.default_rng(0)
-    with Recording(path, source) as recording:
-        for index, source.seconds in enumerate(np.arange(12) / rate if times is None else times):
-            recording.write(np.uint8(np.clip(gray(index * 20) + random.integers(-9, 10, (120, 160, 1)), 0, 255)))
+    with Recorder(path, source) as recorder:
+        for index, seconds in enumerate(np.arange(12) / rate if times is None else times):
+            image = np.clip(gray(index * 20) + random.integers(-9, 10, (120, 160, 1)), 0, 255)
+            recorder.write(np.uint8(image), seconds)
     return path
 
 
@@ -67,12 +69,12 @@ def test_a_folder_and_a_pattern_become_their_images_and_videos_in_natural_order(
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     names = [str(tmp_path / name) for name in ("a.png", "B.webm", "film2.mp4", "film10.MP4", "film².mp4")]
-    assert expand(str(tmp_path)) == names
-    assert expand(f"{tmp_path}/film*") == names[2:]
-    assert expand(f"{tmp_path}/*/*") == [str(tmp_path / "inner" / "c.jpg")]
+    assert expand_sources(str(tmp_path)) == names
+    assert expand_sources(f"{tmp_path}/film*") == names[2:]
+    assert expand_sources(f"{tmp_path}/*/*") == [str(tmp_path / "inner" / "c.jpg")]
     for nothing in (tmp_path / "folder.png", tmp_path / "*.txt", tmp_path / "none*"):
         with pytest.raises(UserError, match="no image or video there"):
-            expand(str(nothing))
+            expand_sources(str(nothing))
 
 
 def test_a_single_source_stays_as_it_is(tmp_path, monkeypatch):
@@ -82,8 +84,8 @@ def test_a_single_source_stays_as_it_is(tmp_path, monkeypatch):
     Path("0").mkdir()
     write_image(Path("0/me.png"))
     for word in ("0", "/dev/video0", "film.mp4", "film[1].mp4", "7", "", "http://host/stream?x=*", "rtsp://[::1]/[1]"):
-        assert expand(word) == [word]
-    assert expand("./0") == ["0/me.png"]
+        assert expand_sources(word) == [word]
+    assert expand_sources("./0") == ["0/me.png"]
     with pytest.raises(UserError, match="^7: not a video"):  # the file, not the camera
         Source("7")
     with pytest.raises(UserError, match="camera 0: can't be opened"):
@@ -91,13 +93,13 @@ def test_a_single_source_stays_as_it_is(tmp_path, monkeypatch):
 
 
 def test_a_camera_s_path_may_end_like_a_file_s(monkeypatch):
-    for reader in ("read_live", "read_film", "read_image"):
+    for reader in ("_read_live", "_read_video", "_read_image"):
         monkeypatch.setattr(Source, reader, lambda self: iter([(None, 0.0)]))
     kinds = {"rtsp://host/live.mp4": "live", "rtsp://host/me.png": "live", "http://host/door": "live"}
     kinds |= {"HTTP://host/film.mp4?x=1": "film", "http://host/me.png": "still", "sftp://host/a.mkv": "film"}
     for address, kind in kinds.items():
         source = Source(address)
-        assert (source.live, source.still) == (kind == "live", kind == "still"), address
+        assert (source.live, source.is_image) == (kind == "live", kind == "still"), address
 
 
 def test_a_size_is_width_and_height():
@@ -110,13 +112,13 @@ def test_a_size_is_width_and_height():
 @pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi", ".AVI"])
 def test_a_written_video_reads_back_frame_by_frame_at_its_rate(tmp_path, ending, capfd):
     with Source(write_video(tmp_path / f"film{ending}", rate=30000 / 1001)) as source:
-        assert source.rate == pytest.approx(29.97, abs=0.001) and source.length == 12
-        assert not (source.still or source.live or source.camera)
+        assert source.fps == pytest.approx(29.97, abs=0.001) and source.frame_count == 12
+        assert not (source.is_image or source.live or source.camera)
         frames = list(source)
     assert [frame.number for frame in frames] == list(range(12))
     assert [frame.seconds for frame in frames] == pytest.approx(np.arange(12) / 29.97, abs=0.001)
     assert [frame.image.mean() for frame in frames] == pytest.approx([index * 20 for index in range(12)], abs=6)
-    assert source.skipped == source.missing == 0
+    assert source.skipped == source.missing_seconds == 0
     assert capfd.readouterr().err == ""
     assert os.listdir(tmp_path) == [f"film{ending}"]
 
@@ -133,7 +135,7 @@ def test_a_written_video_is_one_for_other_programs(tmp_path, ending, codec):
 
 def test_a_rate_that_mpeg_4_can_t_count_is_rounded(tmp_path):
     with Source(write_video(tmp_path / "slow.mp4", rate=119.91317)) as source:
-        assert source.rate == pytest.approx(119.913, abs=0.01) and len(list(source)) == 12
+        assert source.fps == pytest.approx(119.913, abs=0.01) and len(list(source)) == 12
 
 
 def test_a_video_keeps_the_times_of_its_source(tmp_path):
@@ -146,9 +148,9 @@ def test_a_long_pause_before_a_camera_is_left_out(tmp_path):
     """Filled, ten minutes would have to be encoded at once."""
     source = film_source()
     source.live = True
-    with Recording(tmp_path / "film.avi", source) as recording:
-        for index, source.seconds in enumerate([0, 0.1, 600, 600.1, 602.1]):
-            recording.write(gray(20 * index))
+    with Recorder(tmp_path / "film.avi", source) as recorder:
+        for index, seconds in enumerate([0, 0.1, 600, 600.1, 602.1]):
+            recorder.write(gray(20 * index), seconds)
     assert levels(tmp_path / "film.avi") == [0, 1, 2, 3, *[3] * 19, 4]
 
 
@@ -158,24 +160,23 @@ def test_a_phone_s_varying_rate_keeps_its_times(tmp_path, ending):
     film, out = tmp_path / f"phone.{ending}", tmp_path / "out.avi"
     dropped = "select=not(between(n\\,5\\,14))"
     ffmpeg("-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=2", "-vf", dropped, "-vsync", "vfr", film)
-    with Source(film) as source, Recording(out, source) as recording:
+    with Source(film) as source, Recorder(out, source) as recorder:
         seconds = []
         for frame in source:
             seconds.append(frame.seconds)
-            recording.write(frame.image)
+            recorder.write(frame.image, frame.seconds)
     expected = [index / 25 for index in range(50) if not 5 <= index <= 14]
-    assert seconds == pytest.approx(expected, abs=0.002) and source.missing == 0
+    assert seconds == pytest.approx(expected, abs=0.002) and source.missing_seconds == 0
     with Source(out) as source:
-        assert len(list(source)) / source.rate == pytest.approx(2, abs=0.05)
+        assert len(list(source)) / source.fps == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.faults
 def test_frames_of_another_size_fit_into_the_video(tmp_path):
     source = film_source()
-    with Recording(tmp_path / "out.avi", source) as recording:
+    with Recorder(tmp_path / "out.avi", source) as recorder:
         for index, size in enumerate((100, 50, 200)):
-            source.seconds = index / 10
-            recording.write(gray(size, (size, size)))
+            recorder.write(gray(size, (size, size)), index / 10)
     with Source(tmp_path / "out.avi") as source:
         assert [frame.image.shape for frame in source] == [(100, 100, 3)] * 3
 
@@ -184,8 +185,8 @@ def test_a_phone_s_film_is_turned_upright(tmp_path):
     path = tmp_path / "film.mp4"
     picture = gray(0)
     picture[:, 80:] = 250  # bright on the right
-    with Recording(path, film_source()) as recording:
-        recording.write(picture)
+    with Recorder(path, film_source()) as recorder:
+        recorder.write(picture, 0.0)
     unit, one = (1 << 16).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
     plain = unit + bytes(12) + unit + bytes(12) + one  # the track's matrix, ISO/IEC 14496-12, 8.3.2
     turned = bytes(4) + unit + bytes(4) + (-(1 << 16)).to_bytes(4, "big", signed=True) + bytes(16) + one  # clockwise
@@ -208,7 +209,7 @@ def test_a_broken_frame_in_a_film_is_skipped_and_counted(tmp_path):
         frames = list(source)
     assert [round(frame.image.mean() / 20) for frame in frames] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
     assert frames[4].number == 4 and frames[4].seconds == pytest.approx(0.5)
-    assert source.skipped == 1 and source.missing == 0
+    assert source.skipped == 1 and source.missing_seconds == 0
 
 
 @pytest.mark.parametrize("ending", [".avi", ".webm"])
@@ -219,19 +220,19 @@ def test_a_film_that_was_cut_off_plays_to_where_it_is_whole(tmp_path, ending, ca
     path.write_bytes(data[: len(data) * 6 // 10])
     with Source(path) as source:
         frames = list(source)
-    assert 3 <= len(frames) <= 9 and source.length == 12
-    assert source.missing == pytest.approx((12 - len(frames)) / 2, abs=0.1)
+    assert 3 <= len(frames) <= 9 and source.frame_count == 12
+    assert source.missing_seconds == pytest.approx((12 - len(frames)) / 2, abs=0.1)
     assert capfd.readouterr().err == ""
 
 
 def test_an_image_is_one_frame(tmp_path):
     with Source(write_image(tmp_path / "me.jpg")) as source:
-        assert source.still and source.rate is None
+        assert source.is_image and source.fps is None
         (frame,) = source
         assert frame.image.shape == (120, 160, 3) and frame[1:] == (0, 0.0)
-        with Recording(tmp_path / "out.png", source) as recording:
-            recording.write(gray(3))
-            recording.write(gray(7))
+        with Recorder(tmp_path / "out.png", source) as recorder:
+            recorder.write(gray(3), 0.0)
+            recorder.write(gray(7), 0.0)
     assert (cv2.imread(str(tmp_path / "out.png")) == 7).all()
     assert sorted(os.listdir(tmp_path)) == ["me.jpg", "out.png"]
 
@@ -315,15 +316,15 @@ def test_says_why_a_file_can_t_be_written_and_leaves_others_alone(tmp_path):
             "me.png": "is the source itself",
         }.items():
             with pytest.raises(UserError, match=words):
-                Recording(tmp_path / name, source, overwrite=name == "me.png")
-        with pytest.raises(UserError, match="exists already"), Recording(tmp_path / "new.png", source) as recording:
-            recording.write(gray(1))
+                Recorder(tmp_path / name, source, overwrite=name == "me.png")
+        with pytest.raises(UserError, match="exists already"), Recorder(tmp_path / "new.png", source) as recorder:
+            recorder.write(gray(1), 0.0)
             shutil.copy(other, tmp_path / "new.png")  # somebody else was quicker
         os.remove(tmp_path / "new.png")
         with pytest.raises(UserError, match="new.partial.png exists already"):
-            Recording(tmp_path / "new.png", source)
+            Recorder(tmp_path / "new.png", source)
         shutil.copy(other, tmp_path / "new.png")
-        with Recording(other, source, overwrite=True):
+        with Recorder(other, source, overwrite=True):
             pass  # nothing came of it
     for name, value in {"me.png": 100, "other.png": 50, "new.png": 50, "new.partial.png": 1}.items():
         assert (cv2.imread(str(tmp_path / name)) == value).all()
@@ -335,13 +336,12 @@ def write_until(path, end):
 import sys, time, types
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from expressions.inference.sources import Recording
-source = types.SimpleNamespace(still=False, rate=10, seconds=0.0, address="")
+from expressions.inference.recorder import Recorder
+source = types.SimpleNamespace(is_image=False, live=False, fps=10, address="")
 random = np.random.default_rng(0)
-with Recording({str(path)!r}, source, overwrite=True) as recording:
+with Recorder({str(path)!r}, source, overwrite=True) as recorder:
     for index in range(10**6):
-        source.seconds = index / 10
-        recording.write(random.integers(0, 256, (120, 160, 3), np.uint8))
+        recorder.write(random.integers(0, 256, (120, 160, 3), np.uint8), index / 10)
         time.sleep(0.01)
         if index == 20: print("20", flush=True)
 """
@@ -365,7 +365,7 @@ def test_ctrl_c_leaves_a_whole_film(tmp_path, ending):
     path = write_video(tmp_path / f"film{ending}")
     write_until(path, signal.SIGINT)
     with Source(path) as source:
-        assert len(list(source)) > 20 and source.missing == 0
+        assert len(list(source)) > 20 and source.missing_seconds == 0
     assert os.listdir(tmp_path) == [path.name]
 
 

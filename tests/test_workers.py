@@ -42,12 +42,12 @@ def write_scene(path, seconds, codec="MJPG"):
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, frame):
-    """A folder with a film of three parts, a short one, a picture, and what is none."""
+    """A folder with a video of three parts, a short one, a picture, and what is none."""
     folder = tmp_path_factory.mktemp("material")
     write_scene(folder / "long.avi", 2 * SEGMENT_SECONDS + 5)
     write_scene(folder / "short.avi", 3)
     cv2.imwrite(str(folder / "me.png"), frame)
-    (folder / "bad.mp4").write_text("no film")
+    (folder / "bad.mp4").write_text("no video")
     return folder
 
 
@@ -88,7 +88,7 @@ def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
     for seam in (SEGMENT_SECONDS, 2 * SEGMENT_SECONDS):
         near = [row for row in left if abs(float(row["seconds"]) - seam) < 2 * SEGMENT_OVERLAP]
         assert len({row["track"] for row in near}) == 1 and len(near) > 0.95 * 4 * SEGMENT_OVERLAP * RATE
-    assert len({row["track"] for row in left}) == 3  # and another one after each cut of the film
+    assert len({row["track"] for row in left}) == 3  # and another one after each cut of the video
 
 
 def test_two_workers_write_what_one_process_writes(material, expected, trained, tmp_path):
@@ -170,8 +170,8 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
     assert started.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[number] and "Traceback" not in errors
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers_then))  # and leaves no one behind
     assert not (results / "long.avi.csv").exists()
-    [kept] = (results / ".parts").glob("*-0.json")
-    before = kept.stat().st_mtime_ns
+    [segment] = (results / ".parts").glob("*-0.json")
+    before = segment.stat().st_mtime_ns
     result = annotate(material, trained, results, "--workers", 2)
     assert result.returncode == 1, result.stderr
     assert before < (results / "long.avi.csv").stat().st_mtime_ns
@@ -205,9 +205,9 @@ def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected
             return getattr(self.capture, name)
 
     monkeypatch.setattr(cv2, "VideoCapture", Inexact)
-    film, results = material / "long.avi", tmp_path / "results"
+    video, results = material / "long.avi", tmp_path / "results"
     settings = jobs.Settings(trained, None, False, results, ".csv", "x")
-    job = jobs.Job(settings, str(film), str(film), "long.csv")
+    job = jobs.Job(settings, str(video), str(video), "long.csv")
     try:
         for segment in range(3):
             assert jobs.run_job(job._replace(segment=segment)) == jobs.SegmentDone(3)
@@ -253,13 +253,13 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "arguments, complaint",
+    "arguments, message",
     [
-        (["--workers", "0", "--csv", "x"], "--workers 0: takes a whole number from 1 to 1000"),
+        (["--workers", "0", "--csv", "x"], "--workers: 0: takes a whole number from 1 to 1000"),
         (["--workers", "2"], "need one folder, as --csv or --parquet"),
         (["--parquet", "x"], "--parquet needs --workers or --ray"),
         (["--workers", "2", "--csv", "x", "--parquet", "y"], "need one folder"),
-        (["--workers", "2", "--ray", "--csv", "x"], "give one of them"),
+        (["--workers", "2", "--ray", "--csv", "x"], "--ray: not allowed with argument --workers"),
         (["--workers", "2", "--csv", "x", "--save", "y"], "--save: goes with one file at a time"),
         (["--workers", "2", "--csv", "{file}"], "is a file; --workers and --ray take a folder"),
         (["--workers", "2", "--csv", "{full}"], "is of another model, cascade or kind of table"),
@@ -274,7 +274,7 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         (["--ray", "127.0.0.1:1", "--csv", "x"], "--ray 127.0.0.1:1: no cluster there"),
     ],
 )
-def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
+def test_what_can_not_be(material, trained, tmp_path, arguments, message):
     if "--ray" in arguments:
         pytest.importorskip("ray")
     for name, text in (("full", OTHERS), ("torn", "\n")):
@@ -293,7 +293,7 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
     given = [argument.format(**places) for argument in arguments]
     source = [] if "--source" in given else ["--source", material]
     result = run("realtime_detect.py", *source, "--model", trained, *given, folder=tmp_path)
-    assert result.returncode == 2 and complaint in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
 
 
@@ -336,22 +336,22 @@ def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
 
 def test_an_index_takes_a_file_for_done_as_it_is_now_alone(tmp_path):
     """One that grows while it is labelled, and one that is as it was before the last time."""
-    film, folder, counts = tmp_path / "a", tmp_path / "results", (0, 1, 2, 1, 0, 0)
+    video, folder, counts = tmp_path / "a", tmp_path / "results", (0, 1, 2, 1, 0, 0)
 
-    def due(text, then=None):
-        film.write_text(text)
-        os.utime(film, (len(text),) * 2)
+    def process(text, then=None):
+        video.write_text(text)
+        os.utime(video, (len(text),) * 2)
         with Index(folder, "us") as index:
-            if not index.needs_processing(film, "a.csv"):
+            if not index.needs_processing(video, "a.csv"):
                 return False
             if then:
-                film.write_text(then)
+                video.write_text(then)
             (folder / "a.csv").write_text("rows")
-            index.add(film, "a.csv", counts)
+            index.add(video, "a.csv", counts)
             return True
 
-    assert due("half", then="whole") and due("whole") and not due("whole")
-    assert due("other one") and due("whole") and not due("whole")
+    assert process("half", then="whole") and process("whole") and not process("whole")
+    assert process("other one") and process("whole") and not process("whole")
 
 
 def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(tmp_path):
@@ -383,7 +383,7 @@ def test_people_keep_their_numbers_from_one_tracker_to_the_next():
     assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]
 
 
-@pytest.mark.parametrize("name, codec", [("film.avi", "MJPG"), ("film.mp4", "mp4v"), ("film.webm", "VP80")])
+@pytest.mark.parametrize("name, codec", [("video.avi", "MJPG"), ("video.mp4", "mp4v"), ("video.webm", "VP80")])
 def test_a_film_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
     path = write_scene(tmp_path / name, 12, codec)
     with Source(path) as source:

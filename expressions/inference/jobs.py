@@ -25,17 +25,8 @@ from expressions.files import atomic_write
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
 from expressions.inference.sources import Source, is_camera
 from expressions.inference.tables import Table, convert_to_parquet
-from expressions.inference.tracker import OVERLAP as SEGMENT_OVERLAP
-from expressions.inference.tracker import PART as SEGMENT_SECONDS
-from expressions.inference.tracker import Numbering as TrackStitcher
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
 from expressions.inference.types import Box, Face, Frame
-
-# the coming names of methods elsewhere; to be deleted with their old names
-TrackStitcher.add_overlap, TrackStitcher.next_segment = TrackStitcher.meet, TrackStitcher.change
-TrackStitcher.assign_ids = TrackStitcher.name
-ExpressionRecognizer.recognize_tracks = ExpressionRecognizer.follow
-Source.fps, Source.frame_count = property(lambda self: self.rate), property(lambda self: self.length)
-Source.is_image = property(lambda self: self.still)
 
 UNFINISHED = ".parts"  # in the folder of results: segments, and tables that are being written
 
@@ -143,7 +134,7 @@ def label(job: Job, recognizer: ExpressionRecognizer) -> Done | SegmentDone:
             frames.append(SegmentFrame(frame.seconds, checksum, source.skipped, faces))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, path.with_name(uuid.uuid4().hex)) as partial:
-        partial.write_text(json.dumps((frames, segments, source.missing), default=np.ndarray.tolist))
+        partial.write_text(json.dumps((frames, segments, source.missing_seconds), default=np.ndarray.tolist))
     return SegmentDone(segments)
 
 
@@ -166,7 +157,7 @@ def label_whole(job: Job, source: Source, recognizer: ExpressionRecognizer) -> D
     """Write the table of a file, labelled from its beginning to its end."""
     recognizer.reset()
     seen = ((frame, recognizer.recognize(frame.image, None if source.is_image else frame.seconds)) for frame in source)
-    return Done(*write_table(job, recognizer.labels, seen), source.skipped, source.missing)
+    return Done(*write_table(job, recognizer.labels, seen), source.skipped, source.missing_seconds)
 
 
 def label_stitched(job: Job, recognizer: ExpressionRecognizer) -> Done:

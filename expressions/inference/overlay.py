@@ -40,7 +40,7 @@ def draw(frame, faces, labels=()):
     for face in faces:  # last, so that nothing covers a text
         sureness = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
         colour = COLOURS.get(face.label, OTHER_COLOUR)
-        write(picture, f"{face.track_id} {face.label}{sureness}", face.box[:2], scale, colour)
+        draw_label(picture, f"{face.track_id} {face.label}{sureness}", face.box[:2], scale, colour)
     return picture
 
 
@@ -61,7 +61,7 @@ def draw_bars(picture, face, labels, scale, taken):
         left = max(0, min(left, picture.shape[1] - width))
         top = max(0, min(top, picture.shape[0] - height))
         place = left, top, width, height
-        if all(apart(place, other) for other in taken):
+        if all(disjoint(place, other) for other in taken):
             break
     panel = picture[top : top + height, left : left + width]
     panel[:] = panel // 4  # darkened, so that the scene stays to be seen
@@ -77,16 +77,16 @@ def draw_bars(picture, face, labels, scale, taken):
     return place
 
 
-def apart(one, other):
+def disjoint(one, other):
     """Whether two boxes (x, y, width, height) have nothing in common."""
     return any(one[i] + one[i + 2] <= other[i] or other[i] + other[i + 2] <= one[i] for i in (0, 1))
 
 
-def write_line(picture, text):
+def draw_status(picture, text):
     """Write a small line of text into the lower left corner of a picture, in place, as small as it has to be to fit."""
     scale = scale_of(picture) * 0.75
     fits = scale * 0.95 * picture.shape[1] / cv2.getTextSize(text, FONT, scale, 1)[0][0]
-    write(picture, text, (0, picture.shape[0]), min(scale, fits), (60, 60, 60))
+    draw_label(picture, text, (0, picture.shape[0]), min(scale, fits), (60, 60, 60))
 
 
 def scale_of(picture):
@@ -94,7 +94,7 @@ def scale_of(picture):
     return max(0.4, min(picture.shape[:2]) / 800)
 
 
-def write(picture, text, corner, scale, colour):
+def draw_label(picture, text, corner, scale, colour):
     """Write text on a plate of `colour` whose lower left corner is at `corner`, moved into the picture if need be."""
     thickness = max(1, round(2 * scale))
     (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)

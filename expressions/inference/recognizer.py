@@ -3,26 +3,40 @@
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from expressions import UserError, compiled
 from expressions.classifier import Classifier
 from expressions.images import crop
-from expressions.inference.tracker import OVERLAP, PART, FaceDetector, Numbering, Tracker
+from expressions.inference.detector import HaarDetector
+from expressions.inference.tracker import (
+    SEGMENT_OVERLAP,
+    SEGMENT_SECONDS,
+    Tracker,
+    TrackStitcher,
+    select_for_classification,
+)
+from expressions.inference.types import Face
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
 MODEL, CASCADE = ROOT / "models" / "emotion_model.h5", ROOT / "haarcascade_frontalface_default.xml"
 
 
 class ExpressionRecognizer:
-    """Finds the faces in pictures and labels their expressions.
+    """Finds the faces in images and videos and labels their expressions.
 
-    model: an .h5 of train.py. cascade: a face detector's file. votes: label faces as ten people would vote, where the
-    model has learned that. threads: for the network; None for as many as pay where nothing else is to be done.
-    Raises UserError when a file is missing, damaged or unfit.
+    Args:
+        model: An .h5 file of train.py.
+        cascade: The XML file of a Haar cascade.
+        votes: Predict how ten people would vote, if the model has learned from votes.
+        threads: Of the network; None for as many as are fastest when nothing else runs.
+
+    Raises:
+        UserError: A file is missing, damaged or unfit.
     """
 
-    def __init__(self, model=MODEL, cascade=CASCADE, votes=False, threads=None):
-        self.detector, self.votes = FaceDetector(cascade), votes
+    def __init__(self, model: Path = MODEL, cascade: Path = CASCADE, votes: bool = False, threads: int | None = None):
+        self.detector, self.votes = HaarDetector(cascade), votes
         network = compiled.load(model, threads)
         self.classifier = Classifier(model, network)
         if votes and not self.classifier.votes:
@@ -37,41 +51,49 @@ class ExpressionRecognizer:
         self.labels = self.classifier.labels
         self.reset()
 
-    def reset(self, end=PART):
-        """Forget the faces seen so far: another film or camera begins.
+    def reset(self, segment_end: float = SEGMENT_SECONDS) -> None:
+        """Forget all faces, because another source begins.
 
-        end: when its first part does, in seconds; infinite for a camera, which is followed by one tracker for ever."""
-        self.tracker, self.successor, self.end = self.new_tracker(), None, end
-        self.numbering = Numbering()
+        Args:
+            segment_end: End of the first segment in seconds; infinite for a camera, which has only one.
+        """
+        self.tracker, self.next_tracker, self.segment_end = self.new_tracker(), None, segment_end
+        self.stitcher = TrackStitcher()
 
-    def new_tracker(self):
-        return Tracker(self.detector, self.labels)
+    def new_tracker(self) -> Tracker:
+        """Return a tracker for `recognize_tracks`."""
+        return Tracker(self.detector)
 
-    def recognize(self, image, seconds=None):
-        """Find and label the faces in a picture, BGR uint8 (height, width, 3). Returns a list of `tracker.Face`.
+    def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
+        """Find the faces in a frame and label their expressions.
 
-        seconds: when it was taken, in a film; then faces are followed and their labels steadied from one to the next.
+        Args:
+            image: BGR uint8 (height, width, 3).
+            seconds: The time of the frame in a video, whose faces are followed from frame to frame; None for an image.
         """
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         if seconds is None:
-            return Numbering().name(self.follow(self.new_tracker(), gray, None))
-        if seconds >= self.end:
-            self.tracker, self.successor = self.successor or self.new_tracker(), None
-            self.end = (seconds // PART + 1) * PART
-            self.numbering.change()
-        faces = self.follow(self.tracker, gray, seconds)
-        if seconds >= self.end - OVERLAP:
-            self.successor = self.successor or self.new_tracker()
-            self.numbering.meet(faces, self.follow(self.successor, gray, seconds))
-        return self.numbering.name(faces)
+            return TrackStitcher().assign_ids(self.recognize_tracks(self.new_tracker(), gray, None))
+        if seconds >= self.segment_end:
+            self.tracker, self.next_tracker = self.next_tracker or self.new_tracker(), None
+            self.segment_end = (seconds // SEGMENT_SECONDS + 1) * SEGMENT_SECONDS
+            self.stitcher.next_segment()
+        faces = self.recognize_tracks(self.tracker, gray, seconds)
+        if seconds >= self.segment_end - SEGMENT_OVERLAP:
+            self.next_tracker = self.next_tracker or self.new_tracker()
+            self.stitcher.add_overlap(faces, self.recognize_tracks(self.next_tracker, gray, seconds))
+        return self.stitcher.assign_ids(faces)
 
-    def follow(self, tracker, gray, seconds):
-        """What one tracker sees in one frame, gray uint8 (height, width): a list of `Face`, numbered by it."""
-        tracks = tracker.find(gray, seconds or 0.0)
+    def recognize_tracks(self, tracker: Tracker, gray: np.ndarray, seconds: float | None) -> list[Face]:
+        """Return the faces that one tracker sees in a frame, gray uint8 (height, width), with its own track_ids."""
+        tracks = tracker.update(gray, seconds or 0.0)
+        selected = select_for_classification(tracks)
         crops = []
-        for track in tracker.due(tracks):
+        for track in selected:
             face = crop(gray, track.box)
-            # of a picture both views are taken; in a film one at a time, in turn, for smoothing over time unites them
-            crops.append(cv2.flip(face, 1) if track.views % 2 else face)
+            # of an image, both mirror images are classified; of a video, they take turns, and smoothing unites them
+            crops.append(cv2.flip(face, 1) if track.times_classified % 2 else face)
         probabilities = self.classifier.probabilities(crops, mirrored=seconds is None, votes=self.votes)
-        return tracker.judge(tracks, probabilities, seconds or 0.0)
+        for track, row in zip(selected, probabilities, strict=True):
+            track.update_expression(row, seconds or 0.0)
+        return [track.to_face(self.labels) for track in tracks]

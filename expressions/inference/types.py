@@ -6,12 +6,11 @@ import numpy as np
 
 
 class Frame(NamedTuple):
-    """image: BGR uint8 (height, width, 3). number: counts from 0 the frames that the source gave. seconds: its time in
-    the film; in a live source the time since the first frame; 0 for an image."""
+    """One frame of a source."""
 
-    image: np.ndarray
-    number: int
-    seconds: float
+    image: np.ndarray  # BGR uint8 (height, width, 3)
+    number: int  # counts the frames that the source gave, from 0
+    seconds: float  # its time in the video; in a live source the time since the first frame; 0 for an image
 
 
 class Box(NamedTuple):
@@ -23,15 +22,20 @@ class Box(NamedTuple):
     height: int
 
 
-class Face(NamedTuple):
-    """A face and what was read in it.
+class Detection(NamedTuple):
+    """A face that the cascade found, in pixels of the searched frame: a square's centre and width, and its score."""
 
-    label: one of the classifier's, or UNCERTAIN. confidence: the label's probability, beside UNCERTAIN the likeliest
-    one's, 0 to 1. track_id: the face's identity, from 1. probabilities: float32 (classes,), smoothed over time.
-    """
+    x: float
+    y: float
+    size: float
+    score: float = 0.0  # about 4 for faces, 1 for what only resembles one
+
+
+class Face(NamedTuple):
+    """A face and its expression."""
 
     box: Box
-    label: str
-    confidence: float
-    track_id: int
-    probabilities: np.ndarray
+    label: str  # one of the classifier's, or UNCERTAIN
+    confidence: float  # the label's probability, 0 to 1; with UNCERTAIN, that of the likeliest label
+    track_id: int  # the identity of the face, from 1
+    probabilities: np.ndarray  # float32 (classes,), smoothed over time

@@ -9,10 +9,9 @@ import zipfile
 
 import keras
 import numpy as np
-from filelock import FileLock, Timeout
 
 from expressions import RESCALE, UserError
-from expressions.files import atomic_write
+from expressions.files import atomic_write, lock_file
 
 # What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
@@ -29,20 +28,18 @@ def run_folder(model):
     strange = folder.is_dir() and any(".partial." not in entry.name for entry in folder.iterdir())
     if strange and not (folder / "distribution.png").exists():
         raise UserError(f"--model {model}: its report would go into {folder}, which holds other files")
-    lock = FileLock(folder / "run.partial.lock", blocking=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"--model {model}: another run is at work on it; wait for its end, or choose another") from None
+        lock = open(folder / "run.partial.lock", "ab")
     except OSError as error:
         raise UserError(f"--model {model}: can't write into the folder {folder} ({error.strerror})") from None
+    lock_file(lock, f"--model {model}")
     try:
         yield folder
     finally:
-        lock.release()
+        lock.close()
         with contextlib.suppress(OSError):
-            os.remove(lock.lock_file)
+            os.remove(lock.name)
 
 
 class BestModel(keras.callbacks.ModelCheckpoint):

@@ -1,0 +1,173 @@
+"""Find faces in gray frames with a Haar cascade.
+
+A search of a whole frame takes as long as many frames may take. So the tracker asks for less: the surroundings of a
+known face (`detect_near`), and one slice of the frame for new faces (`scan_slice`); eight slices cover the frame.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+
+import cv2
+import numpy as np
+
+from expressions import UserError
+from expressions.inference.types import Box, Detection
+
+MAX_FRAME_SIDE = 640  # pixels; a larger frame is searched at this size, because time grows with the pixels
+MIN_FACE_SIZE = 30  # pixels in the searched frame
+CASCADE_WINDOW = 24  # pixels, width of the cascade's window
+BOX_SCALE, BOX_SHIFT = 1.05, 0.04  # FER2013 crops faces this much wider than the cascade, and lower by this share
+ROI_FACE_SIZE, ROI_SCALE = 52, 1.5  # pixels of the face in a region of interest; its width, in widths of the face
+
+# slices of a frame: (how often it is halved, which band, of how many); they take about the same time, and those for
+# small faces alternate with those for large faces
+_BANDS = ([(0, band, 4) for band in range(4)], [(1, band, 3) for band in range(3)], [(2, 0, 1)])
+SLICES = [part for parts in zip_longest(*_BANDS) for part in parts if part]
+
+
+class HaarDetector:
+    """Finds frontal faces (Viola and Jones 2001, doi:10.1109/CVPR.2001.990517).
+
+    Args:
+        path: The cascade's XML file.
+
+    Raises:
+        UserError: The file is missing or no cascade, or this OpenCV has no cascade classifier.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        if not hasattr(cv2, "CascadeClassifier"):
+            raise UserError(f"OpenCV {cv2.__version__} has no CascadeClassifier; run: pip install 'opencv-python<5'")
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: no such cascade file; it comes with this project, get it from there")
+        try:
+            self.cascade = cv2.CascadeClassifier(os.fsencode(path))
+        except (cv2.error, SystemError):  # OpenCV 4 raises on a file that is no XML, or returns an empty cascade
+            self.cascade = None
+        if self.cascade is None or self.cascade.empty():
+            raise UserError(f"{path}: not a Haar cascade that OpenCV can read; get the project's own file again")
+
+    def detect(self, gray: np.ndarray) -> list[Detection]:
+        """Search a whole frame, uint8 (height, width), at most MAX_FRAME_SIDE wide and high; sorted from left."""
+        boxes = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(MIN_FACE_SIZE, MIN_FACE_SIZE))
+        return sorted(
+            group_detections([face for box in boxes for face in self.detect_with_flip(gray, to_detection(box))])
+        )
+
+    def detect_with_flip(self, gray: np.ndarray, place: Detection) -> list[Detection]:
+        """Search around a place and in the mirror image of it; the scores are the means of both."""
+        both = [face for flip in (False, True) for face in self.detect_near(gray, place, flip=flip)]
+        return group_detections(both, lambda scores: sum(scores) / 2)
+
+    def detect_near(
+        self, gray: np.ndarray, place: Detection, roi_scale: float = ROI_SCALE, flip: bool = False
+    ) -> list[Detection]:
+        """Search closely around a place for faces of about its size.
+
+        Args:
+            gray: The searched frame, uint8 (height, width).
+            place: Where to look.
+            roi_scale: Width of the searched region, in widths of the place.
+            flip: Search the mirror image instead; what only resembles a face is seldom found in both.
+        """
+        roi, left, top, scale = crop_roi(gray, place, roi_scale, ROI_FACE_SIZE)
+        smallest, largest = round(ROI_FACE_SIZE * 0.8), round(ROI_FACE_SIZE * 1.25)
+        if min(roi.shape) < smallest:
+            return []
+        if flip:
+            roi = cv2.flip(roi, 1)
+        boxes, _, scores = self.cascade.detectMultiScale3(
+            roi, 1.1, minNeighbors=0, minSize=(smallest,) * 2, maxSize=(largest,) * 2, outputRejectLevels=True
+        )
+        if flip:
+            boxes = [(roi.shape[1] - x - width, y, width, height) for x, y, width, height in boxes]
+        found = (to_detection(box, left, top, 1 / scale, score) for box, score in zip(boxes, scores, strict=True))
+        return group_detections(found, combine_scores)
+
+    def scan_slice(self, gray: np.ndarray, index: int) -> list[Detection]:
+        """Search one slice of a frame coarsely, the next one with each `index`; most of what is found is no face."""
+        halvings, band, bands = SLICES[index % len(SLICES)]
+        down, right = divmod(index // len(SLICES) % 4, 2)  # the search skips every other pixel: others each time
+        found = []
+        while min(gray.shape) >> halvings >= CASCADE_WINDOW:
+            height, width = (side >> halvings for side in gray.shape)
+            image = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA) if halvings else gray
+            left, smallest = band * width // bands + right, max(CASCADE_WINDOW, MIN_FACE_SIZE >> halvings)
+            part = image[down:, left : (band + 1) * width // bands + 2 * CASCADE_WINDOW]
+            boxes = self.cascade.detectMultiScale(
+                part, 1.2, minNeighbors=0, minSize=(smallest,) * 2, maxSize=(2 * CASCADE_WINDOW - 1,) * 2
+            )
+            # sorted, because the threads of the cascade find them in any order
+            found += sorted(to_detection(box, left << halvings, down << halvings, 1 << halvings) for box in boxes)
+            if halvings < 2:
+                break
+            halvings += 1  # the last slice is all that is left: large faces, which are found quickly
+        return found
+
+
+def downscale(gray: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a frame with no side longer than MAX_FRAME_SIDE, and its scale, at most 1."""
+    scale = min(1, MAX_FRAME_SIDE / max(gray.shape))
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in reversed(gray.shape)]
+        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    return gray, scale
+
+
+def crop_roi(gray: np.ndarray, place: Detection, roi_scale: float, size: int) -> tuple[np.ndarray, int, int, float]:
+    """Cut out the region around a place, `roi_scale` times as wide, and scale it so that the face is `size` wide.
+
+    Returns:
+        The region, gray uint8, smaller at the edge of the frame; its left and top edges in the frame; and the scale.
+    """
+    half, scale = place.size * roi_scale / 2, size / place.size
+    left, top = (max(0, round(value - half)) for value in place[:2])
+    roi = gray[top : max(top, round(place.y + half)), left : max(left, round(place.x + half))]
+    if min(roi.shape) * scale < 1:
+        return roi[:0, :0], left, top, scale
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(roi, None, fx=scale, fy=scale, interpolation=method), left, top, scale
+
+
+def to_box(face: Detection, scale: float) -> Box:
+    """Return the box of a face in the frame that was searched at `scale`, cropped as FER2013 crops faces."""
+    size = round(face.size * BOX_SCALE / scale)
+    x, y = face.x / scale, (face.y + BOX_SHIFT * face.size) / scale
+    return Box(round(x - size / 2), round(y - size / 2), size, size)
+
+
+def to_detection(box, left=0, top=0, scale=1, score=0):
+    """From the cascade's box in a part of the frame that begins at (left, top) and was shrunk by `scale`."""
+    x, y, width, height = (float(value) * scale for value in box)
+    return Detection(x + width / 2 + left, y + height / 2 + top, width, float(score))
+
+
+def iou(one: Detection, other: Detection) -> float:
+    """Return the intersection over union of two squares."""
+    reach = (one.size + other.size) / 2
+    width = min(reach - abs(one.x - other.x), one.size, other.size)
+    height = min(reach - abs(one.y - other.y), one.size, other.size)
+    intersection = max(0, width) * max(0, height)
+    return intersection / (one.size**2 + other.size**2 - intersection)
+
+
+def group_detections(faces: Iterable[Detection], combine: Callable[[list[float]], float] = max) -> list[Detection]:
+    """Replace detections that overlap by their mean, with `combine` of their scores."""
+    faces, groups = sorted(faces, key=lambda face: (-face.score, *face)), []  # in whatever order they were found
+    while faces:
+        same = [face for face in faces if iou(face, faces[0]) > 0.4]
+        scores = [max(0, face.score) for face in same]
+        x, y, size, _ = np.average(same, axis=0, weights=np.array(scores) + 2)
+        groups.append(Detection(x, y, size, combine(scores)))
+        faces = [face for face in faces if face not in same]
+    return groups
+
+
+def combine_scores(scores: list[float]) -> float:
+    """Return the score of a face that the cascade found in several windows, from the last stage's sums in each.
+
+    It separates faces from the rest better than the largest of the sums, or their number.
+    """
+    return math.sqrt(sum(scores))

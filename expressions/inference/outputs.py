@@ -1,0 +1,135 @@
+"""What a run of realtime_detect.py writes: tables, annotated images and videos, a summary with its timeline."""
+
+import os
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
+from tqdm import tqdm
+
+from expressions import UserError
+from expressions.cli import escape_unprintable
+from expressions.inference import overlay
+from expressions.inference.recorder import CODECS, Recorder
+from expressions.inference.sources import Source
+from expressions.inference.summary import Summary
+from expressions.inference.tables import Table
+from expressions.inference.types import Face, Frame
+from expressions.window import has_display
+
+SUFFIXES = {"csv": [".csv"], "jsonl": [".jsonl"], "summary": [".png", ".pdf", ".svg"]}
+
+
+class Outputs:
+    """The outputs of one run. They are checked at once, before any work is done, and opened by `open`.
+
+    Args:
+        options: Of realtime_detect.py.
+        sources: What `expand_sources` made of `options.source`.
+
+    Attributes:
+        folder: The folder that all sources lie in; None for a single source.
+        windowed: Whether there is also a window; without a screen, files are enough.
+
+    Raises:
+        UserError: A file can't be written, exists already, or is a source or another output; or there is no output.
+    """
+
+    def __init__(self, options: Namespace, sources: list[str]):
+        self.options, self.sources = options, {os.path.realpath(name) for name in sources}
+        self.folder, self.summary, self.tables = None, Summary(), []
+        if sources != [options.source]:
+            try:
+                self.folder = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in sources])
+            except ValueError:  # Windows
+                raise UserError(f"{options.source}: names files on several drives; make a list for each") from None
+        paths = [path for path in (options.save, options.csv, options.jsonl, options.summary) if path]
+        self.windowed = not options.no_window and (has_display() or not paths)
+        if not self.windowed and not paths:
+            raise UserError("--no-window: goes with --save, --csv, --jsonl or --summary, else there is nothing to see")
+        if options.bars and not self.windowed and not options.save:
+            raise UserError("--bars: goes with a window or with --save, else nothing is drawn")
+        self._check_paths(paths)
+
+    def _check_paths(self, paths):
+        options = self.options
+        for option, suffixes in SUFFIXES.items():
+            if path := getattr(options, option):
+                if path.suffix.lower() not in suffixes:
+                    raise UserError(f"--{option} {path}: its name has to end in {' or '.join(suffixes)}")
+                if not path.resolve().parent.is_dir():
+                    raise UserError(f"--{option} {path}: there is no folder {path.parent}; make it first")
+                if not os.access(path.resolve().parent, os.W_OK):
+                    raise UserError(f"--{option} {path}: its folder can't be written to; choose another one")
+        if options.summary and (options.summary.is_dir() or (options.summary.exists() and not options.overwrite)):
+            raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
+        targets = [os.path.realpath(path) for path in paths]
+        for path, target in zip(paths, targets, strict=True):
+            if target in self.sources or targets.count(target) > 1:
+                raise UserError(f"{path}: is the source itself, or named twice; choose another name")
+
+    @property
+    def failed(self) -> bool:
+        """Whether a table could not be written, which no other source can mend."""
+        return any(table.failed for table in self.tables)
+
+    @contextmanager
+    def open(self, labels: tuple[str, ...]) -> Iterator["Outputs"]:
+        """Keep the tables open within the `with` block; at its end, print the summary and draw the timeline."""
+        paths = filter(None, (self.options.csv, self.options.jsonl))
+        with ExitStack() as stack:
+            self.tables = [stack.enter_context(Table(path, labels, self.options.overwrite)) for path in paths]
+            yield self
+            if self.summary.source is not None:  # something was seen
+                print(self.summary.describe())
+                if self.options.summary:
+                    self.summary.draw(self.options.summary, overlay.COLOURS)
+
+    @contextmanager
+    def record(self, source: Source) -> Iterator[Recorder | None]:
+        """Keep the annotated file of one source open within the `with` block; at its end, print a line about it."""
+        path, error = self._annotated_path(source), None
+        recorder = Recorder(path, source, self.options.overwrite) if path else nullcontext()
+        self.frames = self.faces = 0
+        with recorder:
+            start = time.perf_counter()
+            try:
+                yield recorder if path else None
+            except UserError as raised:  # the line comes before its message
+                error = raised
+            fps = self.frames / (time.perf_counter() - start)
+        if not (self.folder and source.is_image):
+            line = f"{escape_unprintable(source.name)}: {self.frames} frames, {self.faces} faces"
+            if not source.is_image:
+                line += f", {fps:.1f} frames/s"
+            if source.skipped:
+                line += f", {source.skipped} broken ones skipped"
+            if missing := source.missing_seconds:
+                line += f"; {missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
+            if path and recorder.saved:
+                line += f"; saved to {escape_unprintable(path)}"
+            tqdm.write(line)
+        if error:
+            raise error
+
+    def write(self, source: Source, frame: Frame, faces: list[Face]) -> None:
+        """Add the faces of a frame to the tables and the summary."""
+        self.frames, self.faces = self.frames + 1, self.faces + len(faces)
+        for table in self.tables:
+            table.write(source.name, frame, faces)
+        self.summary.add(source.name, frame, faces, source.is_image)
+
+    def _annotated_path(self, source):
+        path = self.options.save
+        if path and self.folder:  # the same folders in --save as in the sources'
+            path /= os.path.relpath(source.address, self.folder)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--save {path.parent}: can't be made a folder ({error.strerror})") from None
+            if not source.is_image and path.suffix.lower() not in CODECS:  # can be read, but not written
+                path = path.with_name(f"{path.name}.mp4")
+            if os.path.realpath(path) in self.sources:
+                raise UserError(f"--save {path}: is one of the sources; choose another folder")
+        return path

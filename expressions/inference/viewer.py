@@ -1,0 +1,95 @@
+"""The window that shows the recognized faces, and its keys."""
+
+import time
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from expressions.inference import overlay
+from expressions.inference.sources import Source
+from expressions.inference.types import Face
+from expressions.window import Window
+
+KEYS = "q quit  s save  p pause  b bars  m mirror  h hide"
+QUIT_KEYS = ("q", "Q", "\x1b")  # \x1b is Esc
+FPS_GAIN = 0.1  # weight of the newest frame in the frame rate that is shown
+
+
+class Viewer:
+    """Shows frames in a window, open within the `with` block.
+
+    Args:
+        labels: The classifier's, for the bars.
+        bars: Whether to draw a bar for each probability, at first.
+    """
+
+    def __init__(self, labels: tuple[str, ...], bars: bool):
+        self.window, self.labels, self.bars = Window("Expressions"), labels, bars
+        self.mirrored, self.keys = False, KEYS  # mirrored: compared to what is usual for the source
+        self.last, self.fps = None, 0.0  # when the last frame was shown; frames per second, smoothed
+
+    def __enter__(self) -> "Viewer":
+        self.window.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.window.__exit__(*error)
+
+    def show(self, image: np.ndarray, faces: list[Face], source: Source) -> bool:
+        """Show a frame and react to keys. An image, or a video that is paused, waits for a key.
+
+        Returns:
+            Whether to go on with the next frame; False once the user quits.
+        """
+        now = time.perf_counter()
+        if self.last and not source.is_image:
+            fps = 1 / max(now - self.last, 1e-6)
+            self.fps += FPS_GAIN * (fps - self.fps) if self.fps else fps
+        self.last, waiting = now, source.is_image
+        while True:
+            drawn = self._draw(image, faces, source.camera != self.mirrored)  # before a camera people expect a mirror
+            shown = drawn.copy()
+            status = "   ".join(filter(None, [f"{self.fps:.0f} frames/s" if self.fps else "", self.keys]))
+            if status:
+                overlay.draw_status(shown, status)
+            key = self.window.show(shown, source.fps)
+            if key is None or key in QUIT_KEYS:
+                return False
+            if key == "s":
+                self.save(drawn)
+            elif key == "b":
+                self.bars = not self.bars
+            elif key == "m":
+                self.mirrored = not self.mirrored
+            elif key == "h":
+                self.keys = "" if self.keys else KEYS
+            elif key == "p" or (key and source.is_image):
+                waiting = not waiting
+            if not waiting:
+                return True
+            time.sleep(0.02)
+
+    def _draw(self, image, faces, mirrored):
+        if mirrored:  # before the texts are drawn
+            width, image = image.shape[1], cv2.flip(image, 1)
+            boxes = [face.box._replace(x=width - face.box.x - face.box.width) for face in faces]
+            faces = [face._replace(box=box) for face, box in zip(faces, boxes, strict=True)]
+        return overlay.draw(image, faces, self.labels if self.bars else ())
+
+    def save(self, image: np.ndarray) -> None:
+        """Write an image to the working directory, named after the current second."""
+        stem = time.strftime("expressions-%Y%m%d-%H%M%S")
+        paths = (Path(f"{stem}{'' if number == 1 else f'-{number}'}.png") for number in count(1))
+        path = next(path for path in paths if not path.exists())
+        try:
+            path.write_bytes(cv2.imencode(".png", image)[1])
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink()  # not half an image
+            tqdm.write(f"{path}: can't be written ({error.strerror})")
+        else:
+            tqdm.write(f"Saved {path}")

@@ -1,0 +1,43 @@
+"""Locks on files."""
+
+import os
+import struct
+from types import SimpleNamespace
+
+import pytest
+
+from expressions import UserError, files
+
+fcntl = pytest.importorskip("fcntl")  # not on Windows
+
+
+def locking(descriptor, mode, count):
+    """What msvcrt.locking does: lock bytes from the file's position on, or raise PermissionError."""
+    assert mode == "LK_NBLCK"
+    lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_CUR, 0, count, 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+    except BlockingIOError as error:
+        raise PermissionError(error.errno, error.strerror) from None
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_only_one_program_can_lock_a_file(tmp_path, monkeypatch, windows):
+    if windows:
+        if not hasattr(fcntl, "F_OFD_SETLK"):
+            pytest.skip("needs locks of Linux that belong to an open file, as those of Windows do")
+        monkeypatch.setattr(files, "fcntl", None)
+        monkeypatch.setattr(files, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK="LK_NBLCK"), raising=False)
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"one ")
+    with open(path, "ab", buffering=0) as file:
+        files.lock_file(file, path)
+        other = open(path, "ab")
+        with pytest.raises(UserError, match="table.csv: another program is writing it"):
+            files.lock_file(other, path)
+        assert other.closed
+        file.write(b"two")
+        assert path.read_bytes() == b"one two"
+    with open(path, "ab") as file:  # the lock ends with the file
+        files.lock_file(file, path)
+    assert os.listdir(tmp_path) == ["table.csv"]
