@@ -1,4 +1,4 @@
-"""Time the annotation of videos by one worker and by two, against decoding them alone, and what handing out tasks costs.
+"""Time labelling videos by one worker and by two, against decoding them alone, and what handing out tasks costs.
 
     python benchmarks/annotation.py                        videos of drawn faces
     python benchmarks/annotation.py --data data/fer2013    videos of FER2013's validation faces
