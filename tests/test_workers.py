@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write_film
+from tqdm import tqdm
 
 from expressions import UserError
 from expressions.inference import jobs, workers
-from expressions.inference.batch import Index
+from expressions.inference.batch import Coordinator, Index
 from expressions.inference.jobs import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
 from expressions.inference.sources import Source
 from expressions.inference.types import Box, Face
@@ -307,6 +308,33 @@ def test_more_workers_than_a_system_allows_open_files_are_not_started(capsys):
             assert len(list(workers.run_tasks(pool, time.sleep, [0.5, 0.6, 0.7, 0.8, 0.9], deque()))) == 5
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
+    """A video of three segments, one that fails in a segment while another one is out, one that kills its workers."""
+    names = [str(tmp_path / f"{name}.mp4") for name in ("long", "failing", "deadly")]
+    settings = jobs.Settings(None, None, False, tmp_path / "results", ".csv", "us")
+    with Index(settings.folder, "us") as index:
+        coordinator = Coordinator(str(tmp_path), settings, index, tqdm(disable=True))
+        long, failing, deadly = coordinator.plan(names)
+        assert [job.result for job in (long, failing, deadly)] == ["long.mp4.csv", "failing.mp4.csv", "deadly.mp4.csv"]
+        coordinator.settle(long, jobs.SegmentDone(2))  # it says so
+        coordinator.settle(failing, jobs.SegmentDone(3))
+        second, *others = coordinator.priority_jobs
+        assert (second.source, second.segment, [job.segment for job in others]) == (names[0], 1, [1, 2])
+        coordinator.priority_jobs.clear()
+        coordinator.settle(others[1], jobs.Failed("no such frame"))
+        coordinator.settle(others[0], jobs.SegmentDone(3))
+        coordinator.settle(deadly, None)
+        assert not coordinator.priority_jobs
+        coordinator.settle(second, jobs.SegmentDone(3))  # and is longer
+        coordinator.settle(coordinator.priority_jobs.popleft(), jobs.SegmentDone(3))
+        assert list(coordinator.priority_jobs) == [long._replace(segment=None, segments=3)]
+        coordinator.settle(coordinator.priority_jobs.pop(), jobs.Done(150.0, 1500, 3000, 2, 0, 0.0))
+        messages = coordinator.report()
+    assert len(messages) == 3 and messages[0] == "no such frame" and "given up after 5 workers died" in messages[1]
+    assert [row["source"] for row in read_rows(index.path)] == names[:1]
+    assert [row["source"] for row in read_rows(index.failed_path)] == names[1:]
 
 
 def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
