@@ -26,23 +26,23 @@ class Face(NamedTuple):
     probabilities: np.ndarray = np.float32([0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_a_row_a_face_a_frame(tmp_path, ending):
-    path = tmp_path / f"seen.{ending}"
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_row_a_face_a_frame(tmp_path, suffix):
+    path = tmp_path / f"seen.{suffix}"
     with Table(path, EMOTIONS) as table:
-        table.write("film, one.mp4", Frame(0, 0.0), [Face(1, "angry"), Face(2, "sad")])
-        table.write("film, one.mp4", Frame(1, 1 / 30), [])
-        table.write("film, one.mp4", Frame(2, 2 / 30), [Face(2, "sad")])
+        table.write("video, one.mp4", Frame(0, 0.0), [Face(1, "angry"), Face(2, "sad")])
+        table.write("video, one.mp4", Frame(1, 1 / 30), [])
+        table.write("video, one.mp4", Frame(2, 2 / 30), [Face(2, "sad")])
         text = path.read_text()  # already there while the table is open
     rows = (
-        list(csv.DictReader(text.splitlines())) if ending == "csv" else [json.loads(row) for row in text.splitlines()]
+        list(csv.DictReader(text.splitlines())) if suffix == "csv" else [json.loads(row) for row in text.splitlines()]
     )
     assert [list(row) for row in rows] == [[*COLUMNS, *EMOTIONS]] * 3
     assert [(int(row["frame"]), int(row["track"]), row["label"]) for row in rows] == [
         (0, 1, "angry"), (0, 2, "sad"), (2, 2, "sad"),
     ]  # fmt: skip
     last = rows[-1]
-    assert last["source"] == "film, one.mp4" and float(last["seconds"]) == pytest.approx(0.067)
+    assert last["source"] == "video, one.mp4" and float(last["seconds"]) == pytest.approx(0.067)
     assert [int(last[name]) for name in ("x", "y", "width", "height")] == [1, 2, 30, 40]
     assert float(last["confidence"]) == float(last["angry"]) == 0.5 and float(last["surprise"]) == 0
 
@@ -62,7 +62,7 @@ def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
         Table(tmp_path / "none" / "seen.csv", EMOTIONS)
 
 
-def film(summary, name, labels_by_person, rate=10):
+def show(summary, name, labels_by_person, rate=10):
     for number in range(max(map(len, labels_by_person.values()))):
         faces = [Face(person, labels[number]) for person, labels in labels_by_person.items() if number < len(labels)]
         summary.add(name, Frame(number, number / rate), faces, is_image=False)
@@ -70,9 +70,9 @@ def film(summary, name, labels_by_person, rate=10):
 
 def test_shares_of_time_for_each_person():
     summary = Summary()
-    film(summary, "a.mp4", {1: ["happy"] * 31 + ["sad"] * 10, 2: ["neutral"] * 21})
+    show(summary, "a.mp4", {1: ["happy"] * 31 + ["sad"] * 10, 2: ["neutral"] * 21})
     assert summary.describe() == "person 1, 4.0 s: happy 75%, sad 25%\nperson 2, 2.0 s: neutral 100%"
-    film(summary, "b.mp4", {1: ["angry"] * 11})
+    show(summary, "b.mp4", {1: ["angry"] * 11})
     assert summary.describe().splitlines()[2] == "b.mp4, person 1, 1.0 s: angry 100%"
 
 
@@ -94,25 +94,25 @@ def test_time_without_anyone_and_a_source_that_begins_anew_count_for_nobody():
 
 def test_many_people_and_pictures():
     summary = Summary()
-    film(summary, "a.mp4", {person: ["happy"] * (5 + person) for person in range(1, 10)})
+    show(summary, "a.mp4", {person: ["happy"] * (5 + person) for person in range(1, 10)})
     lines = summary.describe().splitlines()
     assert lines[0].startswith("person 9") and lines[-1] == "and 4 others" and len(lines) == 6
     pictures = Summary()
     for name in ("a.png", "b.png"):
         pictures.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], is_image=True)
     assert pictures.describe() == "4 faces in pictures: happy 50%, sad 50%"
-    film(pictures, "a.mp4", {1: ["sad"] * 51} | dict.fromkeys(range(2, 9), ["sad"]))  # seven in one frame alone
+    show(pictures, "a.mp4", {1: ["sad"] * 51} | dict.fromkeys(range(2, 9), ["sad"]))  # seven in one frame alone
     assert pictures.describe() == "person 1, 5.0 s: sad 100%\n4 faces in pictures: happy 50%, sad 50%"
     assert Summary().describe() == ""
 
 
 def test_the_timeline_shows_each_stretch_in_its_colour(tmp_path):
     summary = Summary()
-    film(summary, "a.mp4", {1: ["happy"] * 30 + ["sad"] * 10, 2: ["sad"] * 5})
-    assert [stretch[0] for stretch in summary.intervals["a.mp4", 1]] == ["happy", "sad"]
+    show(summary, "a.mp4", {1: ["happy"] * 30 + ["sad"] * 10, 2: ["sad"] * 5})
+    assert [label for label, _, _ in summary.intervals["a.mp4", 1]] == ["happy", "sad"]
     summary.draw(tmp_path / "timeline.png", {"happy": (66, 228, 240), "sad": (178, 114, 0)})
-    picture = cv2.imread(str(tmp_path / "timeline.png"))
-    happy, sad = ((picture == colour).all(axis=2).sum() for colour in ((66, 228, 240), (178, 114, 0)))
+    image = cv2.imread(str(tmp_path / "timeline.png"))
+    happy, sad = ((image == colour).all(axis=2).sum() for colour in ((66, 228, 240), (178, 114, 0)))
     assert happy > 1.5 * sad > 0  # 2.9 seconds against 1.4
 
 
@@ -124,5 +124,5 @@ def test_a_timeline_of_nobody(tmp_path):
 
 def test_what_is_kept_of_a_long_film_doesn_t_grow_with_its_frames():
     summary = Summary()
-    film(summary, "a.mp4", {1: ["happy"] * 5000})
+    show(summary, "a.mp4", {1: ["happy"] * 5000})
     assert len(summary.intervals["a.mp4", 1]) == 1

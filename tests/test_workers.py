@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, command, heed_ctrl_c, needs, read_rows, run, wait_for, write_film
+from tqdm import tqdm
 
 from expressions import UserError
 from expressions.inference import jobs, workers
-from expressions.inference.batch import Index
+from expressions.inference.batch import Coordinator, Index
 from expressions.inference.sources import Source
 from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
 from expressions.inference.types import Box, Face
@@ -42,12 +43,12 @@ def write_scene(path, seconds, codec="MJPG"):
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, frame):
-    """A folder with a film of three parts, a short one, a picture, and what is none."""
+    """A folder with a video of three parts, a short one, a picture, and what is none."""
     folder = tmp_path_factory.mktemp("material")
     write_scene(folder / "long.avi", 2 * SEGMENT_SECONDS + 5)
     write_scene(folder / "short.avi", 3)
     cv2.imwrite(str(folder / "me.png"), frame)
-    (folder / "bad.mp4").write_text("no film")
+    (folder / "bad.mp4").write_text("no video")
     return folder
 
 
@@ -89,7 +90,7 @@ def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
     for seam in (SEGMENT_SECONDS, 2 * SEGMENT_SECONDS):
         near = [row for row in left if abs(float(row["seconds"]) - seam) < 2 * SEGMENT_OVERLAP]
         assert len({row["track"] for row in near}) == 1 and len(near) > 0.95 * 4 * SEGMENT_OVERLAP * RATE
-    assert len({row["track"] for row in left}) == 3  # and another one after each cut of the film
+    assert len({row["track"] for row in left}) == 3  # and another one after each cut of the video
 
 
 @pytest.mark.slow
@@ -175,8 +176,8 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
     assert started.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[number] and "Traceback" not in errors
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers_then))  # and leaves no one behind
     assert not (results / "long.avi.csv").exists()
-    [kept] = (results / ".parts").glob("*-0.json")
-    before = kept.stat().st_mtime_ns
+    [segment] = (results / ".parts").glob("*-0.json")
+    before = segment.stat().st_mtime_ns
     result = annotate(material, trained, results, "--workers", 2)
     assert result.returncode == 1, result.stderr
     assert before < (results / "long.avi.csv").stat().st_mtime_ns
@@ -211,9 +212,9 @@ def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected
             return getattr(self.capture, name)
 
     monkeypatch.setattr(cv2, "VideoCapture", Inexact)
-    film, results = material / "long.avi", tmp_path / "results"
+    video, results = material / "long.avi", tmp_path / "results"
     settings = jobs.Settings(trained, None, False, results, ".csv", "x")
-    job = jobs.Job(settings, str(film), str(film), "long.csv")
+    job = jobs.Job(settings, str(video), str(video), "long.csv")
     try:
         for segment in range(3):
             assert jobs.run_job(job._replace(segment=segment)) == jobs.SegmentDone(3)
@@ -260,7 +261,7 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "arguments, complaint",
+    "arguments, message",
     [
         (["--workers", "0", "--csv", "x"], "--workers: 0: takes a whole number from 1 to 1000"),
         (["--workers", "2"], "need one folder, as --csv or --parquet"),
@@ -285,7 +286,7 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         ),
     ],
 )
-def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
+def test_what_can_not_be(material, trained, tmp_path, arguments, message):
     for name, text in (("full", OTHERS), ("torn", "\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.csv").write_text(text)
@@ -302,7 +303,7 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, complaint):
     given = [argument.format(**places) for argument in arguments]
     source = [] if "--source" in given else ["--source", material]
     result = run("realtime_detect.py", *source, "--model", trained, *given, folder=tmp_path)
-    assert result.returncode == 2 and complaint in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
 
 
@@ -316,6 +317,33 @@ def test_more_workers_than_a_system_allows_open_files_are_not_started(capsys):
             assert len(list(workers.run_tasks(pool, time.sleep, [0.5, 0.6, 0.7, 0.8, 0.9], deque()))) == 5
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
+    """A video of three segments, one that fails in a segment while another one is out, one that kills its workers."""
+    names = [str(tmp_path / f"{name}.mp4") for name in ("long", "failing", "deadly")]
+    settings = jobs.Settings(None, None, False, tmp_path / "results", ".csv", "us")
+    with Index(settings.folder, "us") as index:
+        coordinator = Coordinator(str(tmp_path), settings, index, tqdm(disable=True))
+        long, failing, deadly = coordinator.plan(names)
+        assert [job.result for job in (long, failing, deadly)] == ["long.mp4.csv", "failing.mp4.csv", "deadly.mp4.csv"]
+        coordinator.settle(long, jobs.SegmentDone(2))  # it says so
+        coordinator.settle(failing, jobs.SegmentDone(3))
+        second, *others = coordinator.priority_jobs
+        assert (second.source, second.segment, [job.segment for job in others]) == (names[0], 1, [1, 2])
+        coordinator.priority_jobs.clear()
+        coordinator.settle(others[1], jobs.Failed("no such frame"))
+        coordinator.settle(others[0], jobs.SegmentDone(3))
+        coordinator.settle(deadly, None)
+        assert not coordinator.priority_jobs
+        coordinator.settle(second, jobs.SegmentDone(3))  # and is longer
+        coordinator.settle(coordinator.priority_jobs.popleft(), jobs.SegmentDone(3))
+        assert list(coordinator.priority_jobs) == [long._replace(segment=None, segments=3)]
+        coordinator.settle(coordinator.priority_jobs.pop(), jobs.Done(150.0, 1500, 3000, 2, 0, 0.0))
+        messages = coordinator.report()
+    assert len(messages) == 3 and messages[0] == "no such frame" and "given up after 5 workers died" in messages[1]
+    assert [row["source"] for row in read_rows(index.path)] == names[:1]
+    assert [row["source"] for row in read_rows(index.failed_path)] == names[1:]
 
 
 def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
@@ -345,22 +373,22 @@ def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):
 
 def test_an_index_takes_a_file_for_done_as_it_is_now_alone(tmp_path):
     """One that grows while it is labelled, and one that is as it was before the last time."""
-    film, folder, counts = tmp_path / "a", tmp_path / "results", (0, 1, 2, 1, 0, 0)
+    video, folder, counts = tmp_path / "a", tmp_path / "results", (0, 1, 2, 1, 0, 0)
 
-    def due(text, then=None):
-        film.write_text(text)
-        os.utime(film, (len(text),) * 2)
+    def process(text, then=None):
+        video.write_text(text)
+        os.utime(video, (len(text),) * 2)
         with Index(folder, "us") as index:
-            if not index.needs_processing(film, "a.csv"):
+            if not index.needs_processing(video, "a.csv"):
                 return False
             if then:
-                film.write_text(then)
+                video.write_text(then)
             (folder / "a.csv").write_text("rows")
-            index.add(film, "a.csv", counts)
+            index.add(video, "a.csv", counts)
             return True
 
-    assert due("half", then="whole") and due("whole") and not due("whole")
-    assert due("other one") and due("whole") and not due("whole")
+    assert process("half", then="whole") and process("whole") and not process("whole")
+    assert process("other one") and process("whole") and not process("whole")
 
 
 def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(tmp_path):
@@ -392,7 +420,7 @@ def test_people_keep_their_numbers_from_one_tracker_to_the_next():
     assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]
 
 
-@pytest.mark.parametrize("name, codec", [("film.avi", "MJPG"), ("film.mp4", "mp4v"), ("film.webm", "VP80")])
+@pytest.mark.parametrize("name, codec", [("video.avi", "MJPG"), ("video.mp4", "mp4v"), ("video.webm", "VP80")])
 def test_a_film_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
     path = write_scene(tmp_path / name, 12, codec)
     with Source(path) as source:

@@ -25,11 +25,6 @@ from typing import NamedTuple
 from expressions import UserError
 from expressions.cli import escape_unprintable
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 ATTEMPTS = 5  # machines of a cluster may be taken away again and again
 TASKS_PER_WORKER = 2  # that a cluster has at a time, so that no worker waits for its next one
 CONNECT_SECONDS = 10  # in which a cluster has to answer
@@ -48,9 +43,9 @@ class Workers(NamedTuple):
 @contextlib.contextmanager
 def processes(count: int) -> Iterator[Workers]:
     """Start `count` processes on this machine; fewer, and a note, where the limit of open files allows no more."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+    limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else -1  # none on Windows
     allowed = max(1, (limit - OTHER_FILES) // FILES_PER_WORKER)
-    if limit > 0 and count > allowed:  # -1 is no limit
+    if limit > 0 and count > allowed:
         print(f"--workers {count}: only {allowed} are started, as open files are limited to {limit} (see ulimit -n)")
         count = allowed
     free = [new_pool() for _ in range(count)]  # one for each process: when it crashes, its pool loses all tasks
