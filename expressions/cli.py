@@ -1,5 +1,7 @@
 """Run a command-line program: signals, closed terminals, and the one place where errors are shown."""
 
+import argparse
+import contextlib
 import errno
 import os
 import signal
@@ -61,6 +63,18 @@ def _exit_status(program, work, arguments, disk_full):
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def int_range(lowest: int, highest: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `lowest` to `highest`."""
+
+    def convert(text):
+        with contextlib.suppress(ValueError):
+            if lowest <= int(text) <= highest:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{text}: takes a whole number from {lowest} to {highest}")
+
+    return convert
 
 
 def print_error(program: str, error: Exception | str) -> None:

@@ -19,12 +19,13 @@ LAYERS = {
     "window": ["expressions.window"],
     "classifier": ["expressions.classifier", "expressions.compiled"],
     "types": ["expressions.inference.types"],  # what several leaves of one wing pass to one another
+    "process group": ["expressions.training.distributed"],  # of all processes that train one network
     "leaves": [
         "expressions.training",
         "expressions.training.augmentation",
         "expressions.training.callbacks",
         "expressions.training.dataset",
-        "expressions.training.distributed",
+        "expressions.training.networks",
         "expressions.training.report",
         "expressions.training.synthetic",
         "expressions.training.targets",
@@ -36,7 +37,13 @@ LAYERS = {
         "expressions.inference.workers",
     ],
     "recognizer": ["expressions.inference.recognizer"],
-    "compositions": ["expressions.inference.batch"],  # of the leaves of one wing
+    "compositions": [  # of the leaves of one wing
+        "expressions.training.command_line",
+        "expressions.training.evaluation",
+        "expressions.training.export",
+        "expressions.training.trainer",
+        "expressions.inference.batch",
+    ],
     "scripts": ["train", "realtime_detect"],
 }
 LEVELS = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

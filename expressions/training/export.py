@@ -1,0 +1,101 @@
+"""Turn the network of a finished run into the model file that ships, measured and with its report."""
+
+import argparse
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+
+from expressions import UserError
+from expressions.classifier import Classifier, halve, read_facts, write_facts, write_votes
+from expressions.files import atomic_write
+from expressions.training import report
+from expressions.training.dataset import Dataset
+from expressions.training.targets import extract_label_head, extract_votes_head
+
+
+def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespace, tau: float, started: str) -> None:
+    """Write the model file and its report, and print how good it is.
+
+    A model that was there is kept under another name, unless the same run left it.
+
+    Args:
+        best: The network of the run's best epoch, an .h5 file. The report goes into its directory.
+        build: Makes that network, from the number of outputs and their activation.
+        data: What it was trained on.
+        options: Of train.py.
+        tau: See `extract_label_head`.
+        started: When; tells runs apart.
+
+    Raises:
+        UserError: No epoch has ended well.
+    """
+    directory, partial = best.parent, options.model.with_suffix(".partial.h5")
+    if not best.exists():
+        raise UserError(f"{directory}: no epoch has ended well, so there is no model; {options.model} is as it was")
+    weights = keras.models.load_model(best, compile=False).get_weights()
+    label_head = extract_label_head(weights, np.bincount(data.splits["train"].labels), tau)
+    votes_head = extract_votes_head(weights, len(data.labels))
+    network = build(len(data.labels), "softmax")
+    network.set_weights(label_head)
+    network.save(partial)
+    if votes_head:
+        write_votes(partial, *votes_head)
+    halve(partial)
+
+    metadata = describe_run(data, options, network.count_params()) | {"started": started}
+    validation = data.splits["validation"]
+    classifier = in_memory(build, label_head, votes_head, metadata)
+    views = [classifier.probabilities(images) for images in (validation.images, validation.images[:, :, ::-1])]
+    metadata["temperature"] = report.fit_temperature(views, validation.labels)
+    evaluations = report.evaluate(in_memory(build, label_head, votes_head, metadata), validation, data.labels)
+    metadata["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
+    write_facts(partial, metadata)
+    os.replace(directory / "history.partial.csv", directory / "history.csv")
+    report.write_report(directory, metadata, data, evaluations, megabytes=partial.stat().st_size / 1e6)
+    _keep_previous(options.model, started)
+    os.replace(partial, options.model)
+    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:\n{report.describe(evaluations)}")
+    print(f"\nModel:  {options.model}\nReport: {directory}")
+
+
+def describe_run(data: Dataset, options: argparse.Namespace, parameters: int) -> dict:
+    """The metadata of a model file, but for its temperature and metrics."""
+    versions = f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}"
+    return {
+        "name": options.model.stem, "network": options.network, "parameters": parameters,
+        "labels": list(data.labels), "scaling": "unit", "temperature": 1,
+        "data": data.source, "fingerprint": data.fingerprint(),
+        "seed": options.seed, "batch_size": options.batch_size,
+        "start": options.start and options.start.name, "teachers": [path.name for path in options.teacher],
+        "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
+        "versions": versions, "precision": options.precision,
+    }  # fmt: skip
+
+
+def in_memory(build, label_head, votes_head, metadata) -> Classifier:
+    """The classifier that the file will be, with its weights in float16."""
+    if votes_head:
+        heads = zip(label_head[-2:], votes_head, strict=True)
+        label_head = label_head[:-2] + [np.concatenate(pair, axis=-1) for pair in heads]
+    network = build(label_head[-1].size, None)
+    network.set_weights([array.astype(np.float16) for array in label_head])
+    shapes = {"input_shape": network.input_shape, "output_shape": network.output_shape}
+    return Classifier(None, SimpleNamespace(facts=metadata, predict_on_batch=network.predict_on_batch, **shapes))
+
+
+def _keep_previous(model, started):
+    try:
+        if not model.exists() or read_facts(model).get("started") == started:
+            return
+    except UserError:  # not one of ours
+        pass
+    previous = model.with_suffix(".previous.h5")
+    with atomic_write(previous) as copy:
+        shutil.copy2(model, copy)
+    print(f"\nThe model that was there is now {previous}.")
