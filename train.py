@@ -90,7 +90,7 @@ def run(arguments: list[str] | None) -> None:
     options = command_line.parse(arguments, __doc__, list(NETWORKS), epochs)
     try:
         if options.evaluate:
-            return evaluation.evaluate(options, DATA)
+            return evaluation.evaluate(options, options.data or DATA)
         with distributed.process_group():
             data = load_data(options)
             with trainer.run_directory(options.model) as directory:
@@ -146,14 +146,14 @@ def make_network(
 
 def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -> None:
     """Train on `data`; leave the model at options.model, and its report in `directory`."""
-    keras.utils.set_random_seed(options.seed)
+    with suppress_output():  # where TensorFlow greets on JAX
+        keras.utils.set_random_seed(options.seed)
     recipe = FINE_TUNING if options.start else FROM_SCRATCH
     batches, validation = make_batches(data, recipe, options)
-    weights = trainer.set_network(options, data, NETWORKS)
+    options.network, weights = trainer.starting_point(options, data, NETWORKS)
 
     # callbacks
-    best = directory / "best.h5"  # until there is a model of this run
-    checkpoint, average = AtomicModelCheckpoint(best), None
+    checkpoint, average = AtomicModelCheckpoint(directory / "best.h5"), None
     plateau = [
         callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
         callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),
@@ -161,7 +161,7 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     if options.start:  # validation loss tells nothing then: what is learned by heart makes the network too sure
         plateau, average = [], StochasticWeightAveraging(batches.images)
     state = TrainingState(directory, trainer.run_settings(options, data), [checkpoint, *plateau], average)
-    saved = state.read() if options.resume else state.start(best)
+    saved = state.read() if options.resume else state.start(checkpoint.path)
     options.precision = state.settings["precision"] = trainer.choose_precision(options.precision, saved)
     schedule = trainer.learning_rate_schedule(recipe.learning_rate, options)
     shuffle = callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.set_epoch(epoch))
@@ -187,13 +187,13 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
             )
 
     # report
-    if stop.stopped and best.exists():
+    if stop.stopped and checkpoint.path.exists():
         print("\nStopped. The best epoch becomes the model; --resume continues after the last complete epoch.")
     if distributed.is_primary():
-        export(best, NETWORKS[options.network], data, options, recipe.logit_adjustment, state.started)
+        export(checkpoint.path, NETWORKS[options.network], data, options, recipe.logit_adjustment, state.started)
         if not stop.stopped:
             state.path.unlink(missing_ok=True)  # before the best epoch: without a state there is no run to resume
-            best.unlink(missing_ok=True)
+            checkpoint.path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

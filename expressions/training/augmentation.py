@@ -13,40 +13,22 @@ from expressions.training import distributed
 
 
 class Batches(keras.utils.PyDataset):
-    """The batches of each epoch, made ahead by threads while the network learns.
+    """The batches of each epoch, made ahead by threads while the network learns; see `OpenCVImageDataGenerator.flow`.
 
     All random numbers follow from (seed, epoch, batch, rank). So it does not matter which thread makes which batch, or
-    in which order, and a resumed run sees the same images as an unbroken one.
-
-    Where several devices train together, all get equally many images of every batch. If a batch can't be divided
-    evenly, some of its images are repeated with a weight of 0.
-
-    With one worker, Keras would leave this to TensorFlow. Its search for the best number of batches to make ahead holds
-    up the end of many an epoch, in the worst case by as long as the epoch took (seen with TensorFlow 2.21).
-
-    Args:
-        generator: Augments and rescales the images.
-        images: uint8 (n, height, width, 1).
-        targets: What the network learns of each image, float32 (n, columns).
-        batch_size: Images per step, over all devices and processes.
-        shuffle: Whether every epoch has an order of its own; for training.
-        seed: From 0 to 2**32 - 1.
+    in which order, and a resumed run sees the same images as an unbroken one. Where several devices train together, all
+    get equally many images of every batch; if it can't be divided evenly, some are repeated with a weight of 0.
     """
 
-    def __init__(
-        self,
-        generator: "OpenCVImageDataGenerator",
-        images: np.ndarray,
-        targets: np.ndarray,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-    ):
+    def __init__(self, generator, images, targets, batch_size, shuffle, seed):
+        # with one worker, Keras leaves making ahead to TensorFlow 2.21, which then holds up the end of many an epoch
         super().__init__(workers=2)
         self.generator, self.images, self.targets = generator, images, targets
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.world_size, self.rank, _ = distributed.process_info()
         self.devices = distributed.device_count()
+        starts = range(0, len(images), batch_size)
+        self.padded_epoch = sum(self._padded(len(images[start : start + batch_size])) for start in starts)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -62,13 +44,9 @@ class Batches(keras.utils.PyDataset):
         """This process's part of a batch: images, float32 (rows, height, width, 1), their targets and weights."""
         rows = self.order[index * self.batch_size :][: self.batch_size]
         padded = self._padded(len(rows))
-        # Keras takes the mean over all rows, padding included. Make it that over the images: in training those of
-        # those of the batch, from which the network learns; in validation those of the epoch, which is what is reported.
-        if self.shuffle:
-            weight = padded / len(rows)
-        else:
-            sizes = np.diff([*range(0, len(self.images), self.batch_size), len(self.images)])
-            weight = sum(map(self._padded, sizes)) / len(self.images)
+        # Keras takes the mean over all rows, padding included. Make it the mean over the images: in training those of
+        # the batch, from which the network learns; in validation those of the epoch, of which the metrics are.
+        weight = padded / len(rows) if self.shuffle else self.padded_epoch / len(self.images)
         weights = np.where(np.arange(padded) < len(rows), np.float32(weight), np.float32(0))
         mine = slice(self.rank * padded // self.world_size, (self.rank + 1) * padded // self.world_size)
         rows = np.resize(rows, padded)[mine]
@@ -90,12 +68,8 @@ class Batches(keras.utils.PyDataset):
 class OpenCVImageDataGenerator(ImageDataGenerator):
     """ImageDataGenerator whose rotation, shift, zoom and flip are one OpenCV warp, several times as fast as SciPy's.
 
-    Pixels outside of the image repeat its border (`fill_mode="nearest"`, Keras's default).
-
-    Args:
-        erasing_probability: Of an image to lose a part, from 0 to 1; see `random_erasing`.
-        **options: Keras's rescale, rotation_range (degrees), width_shift_range, height_shift_range and zoom_range
-            (shares of the image), horizontal_flip.
+    It takes Keras's rescale, rotation_range (degrees), width_shift_range, height_shift_range and zoom_range (shares of
+    the image) and horizontal_flip, and the probability of an image to lose a part, see `random_erasing`.
 
     Raises:
         ValueError: For Keras's other options: shear, vertical flip, brightness, channel shift, other fill modes.
@@ -109,7 +83,9 @@ class OpenCVImageDataGenerator(ImageDataGenerator):
             raise ValueError("OpenCVImageDataGenerator does rotation, shift, zoom and horizontal flip, nearest border")
 
     def flow(self, x: np.ndarray, y: np.ndarray, batch_size: int = 32, shuffle: bool = True, seed: int = 0) -> Batches:
-        """Batches of images x, uint8 (n, height, width, 1), and their targets y."""
+        """Batches of images x, uint8 (n, height, width, 1), and their targets y, float32 (n, columns).
+
+        batch_size: over all devices and processes. shuffle: anew in every epoch. seed: 0 to 2**32 - 1."""
         return Batches(self, x, y, batch_size, shuffle, seed)
 
     def random_transform(self, x: np.ndarray, seed: int | np.random.Generator | None = None) -> np.ndarray:
@@ -117,9 +93,7 @@ class OpenCVImageDataGenerator(ImageDataGenerator):
         random = np.random.default_rng(seed)  # which leaves a Generator as it is
         return random_erasing(super().random_transform(x, random), self.erasing_probability, random)
 
-    def get_random_transform(
-        self, img_shape: tuple[int, ...], seed: int | np.random.Generator | None = None
-    ) -> dict[str, float]:
+    def get_random_transform(self, img_shape: tuple, seed: int | np.random.Generator | None = None) -> dict[str, float]:
         """Draw the parameters of a warp as Keras does, but from `seed` instead of NumPy's global random numbers."""
         random = np.random.default_rng(seed)
         return {
@@ -133,8 +107,7 @@ class OpenCVImageDataGenerator(ImageDataGenerator):
 
     def apply_transform(self, x: np.ndarray, transform_parameters: dict[str, float]) -> np.ndarray:
         """Warp one image, float32 (height, width, 1), by the parameters that `get_random_transform` drew."""
-        drawn = transform_parameters
-        angle = math.radians(drawn["theta"])
+        drawn, angle = transform_parameters, math.radians(transform_parameters["theta"])
         cosine, sine = math.cos(angle), math.sin(angle)
         zoom_x, zoom_y = drawn["zx"] * (-1 if drawn["flip_horizontal"] else 1), drawn["zy"]
         # Where a pixel (x, y) of the result comes from, about the centre: flipped, zoomed, shifted, rotated, in the
@@ -156,14 +129,7 @@ def random_erasing(image: np.ndarray, probability: float, random: np.random.Gene
     """Fill a random rectangle with noise, so that the network learns not to rely on one part of the face.
 
     Its area is 2 to 20 % of the image, the ratio of its sides 1 : 3 to 3 : 1 (Zhong et al. 2017, arXiv:1708.04896).
-
-    Args:
-        image: float32 (height, width, channels), values from 0 to 255. Changed in place.
-        probability: Of an image to lose a rectangle, from 0 to 1.
-        random: Decides whether and where.
-
-    Returns:
-        The image.
+    The image, float32 (height, width, channels) with values from 0 to 255, is changed in place.
     """
     if random.random() < probability:
         height, width = image.shape[:2]

@@ -35,7 +35,6 @@ class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
         super().__init__(self.partial, monitor="val_accuracy", mode="max", save_best_only=True)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Save the network if it is the best so far."""
         self.partial.unlink(missing_ok=True)  # half a file, from a run that was killed while it wrote
         if np.isfinite(logs["loss"]):
             super().on_epoch_end(epoch, logs)
@@ -47,22 +46,18 @@ class EpochTimer(keras.callbacks.Callback):
     """Add the seconds that an epoch took, validation included, to its logs, for the CSVLogger after it."""
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Start the clock."""
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Stop the clock."""
         logs["seconds"] = round(time.perf_counter() - self.start, 2)
 
 
 class StochasticWeightAveraging(keras.callbacks.Callback):
     """Validate and save, after each epoch, the mean of the weights that the epochs so far ended with.
 
-    Training goes on from the weights that the latest epoch ended with (Izmailov et al. 2018, arXiv:1803.05407).
-
-    Args:
-        images: The training images, uint8 (n, height, width, 1). As in that paper, the means and variances of batch
-            normalisation are measured anew for the averaged weights, in MEASURED of these images.
+    Training goes on from the weights that the latest epoch ended with. As in the paper (Izmailov et al. 2018,
+    arXiv:1803.05407), the means and variances of batch normalisation are measured anew for the averaged weights, in
+    MEASURED of the training images, uint8 (n, height, width, 1).
     """
 
     MEASURED = 6144
@@ -73,12 +68,11 @@ class StochasticWeightAveraging(keras.callbacks.Callback):
         self.images, self.count, self.mean, self.latest = images[picked] * np.float32(RESCALE), 0, None, None
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Go on from the latest weights."""
         if self.latest:
             self.model.set_weights(self.latest)
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        """Take in the weights of this epoch, whose training is done, and put the mean in their place."""
+        """Put the mean in the place of the weights of this epoch, whose training is done."""
         self.latest, self.count = self.model.get_weights(), self.count + 1
         before = self.mean or self.latest
         self.mean = [old + (new - old) / self.count for old, new in zip(before, self.latest, strict=True)]
@@ -100,21 +94,11 @@ class TrainingState(keras.callbacks.Callback):
     The state is every variable of the network (those that drive dropout included) and the optimizer, what the other
     callbacks remember, and the history. The images of an epoch follow from seed and epoch alone, see `Batches`. Put it
     behind the callbacks that do something at an epoch's end, so that it sees what they did. `started`, the time of the
-    start, tells runs apart.
-
-    Args:
-        directory: Of the run; for the state itself, and CSVLogger's file.
-        settings: What a resumed run must have in common with this one, JSON values by name.
-        callbacks: Those that remember something.
-        average: The run's weight averaging, if any.
+    start, tells runs apart. `settings`, JSON values by name, are what a resumed run must have in common with this one.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        settings: dict[str, object],
-        callbacks: list[keras.callbacks.Callback],
-        average: StochasticWeightAveraging | None,
+        self, directory: Path, settings: dict, callbacks: list, average: StochasticWeightAveraging | None = None
     ):
         super().__init__()
         self.path, self.history = directory / "state.npz", directory / "history.partial.csv"
@@ -123,26 +107,16 @@ class TrainingState(keras.callbacks.Callback):
         self.memory, self.started = None, time.strftime("%Y-%m-%d %H:%M:%S")
 
     def start(self, best: Path) -> None:
-        """Remove what an earlier run left: its history, and its best epoch.
-
-        Raises:
-            UserError: That run was stopped before its end, so it can be resumed.
-        """
+        """Remove what an earlier run left, but raise UserError if it was stopped, so that it can be resumed."""
         if distributed.is_primary():
             if self.path.exists():
-                raise UserError(
-                    f"{self.path.parent}: holds a run that was stopped; go on with --resume, "
-                    f"or remove {self.path.name} there to start anew"
-                )
+                anew = f"or remove {self.path.name} there to start anew"
+                raise UserError(f"{self.path.parent}: holds a run that was stopped; go on with --resume, {anew}")
             self.history.unlink(missing_ok=True)
             best.unlink(missing_ok=True)
 
     def read(self) -> tuple[dict, list[np.ndarray]]:
-        """The saved state and the values of the variables, in order.
-
-        Raises:
-            UserError: There is none, it is damaged, or it belongs to a run with other settings.
-        """
+        """The saved state and the values of the variables, in order. Raises UserError if missing or damaged."""
         if distributed.is_primary() and not self.path.exists():
             raise UserError(f"{self.path}: no run to resume; start one without --resume")
         content = io.BytesIO(distributed.broadcast(self.path.read_bytes))
@@ -156,12 +130,8 @@ class TrainingState(keras.callbacks.Callback):
     def restore(self, network: keras.Model, state: dict, values: list[np.ndarray]) -> int:
         """Put `network` (compiled) back where the run stood when it saved what `read` returned.
 
-        Returns:
-            How many epochs are done; all of them when the run had ended by itself.
-
-        Raises:
-            UserError: The run had other settings.
-        """
+        Returns how many epochs are done; all of them when the run had ended by itself. Raises UserError when it had
+        other settings."""
         changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
         if changed:
             before = ", ".join(f"{name} was {state['settings'].get(name)}" for name in changed)
@@ -170,16 +140,14 @@ class TrainingState(keras.callbacks.Callback):
         if self.average:
             *values, done = values
             count, self.average.count = len(network.weights), int(done)
-            values, self.average.mean, self.average.latest = (
-                values[: -2 * count],
-                values[-2 * count : -count],
-                values[-count:],
-            )
+            values, self.average.latest = values[:-count], values[-count:]
         try:
             for variable, value in zip(self._variables(network), values, strict=True):
                 variable.assign(value)
         except ValueError:
             raise UserError(f"{self.path}: belongs to a network of other layers; remove it to start anew") from None
+        if self.average:
+            self.average.mean = network.get_weights()
         self.memory, self.started = state["memory"], state["started"]
         if distributed.is_primary():
             self.history.write_text(state["history"], encoding="utf-8")
@@ -190,13 +158,12 @@ class TrainingState(keras.callbacks.Callback):
         return [*network.variables, *network.optimizer.variables]
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Remind the other callbacks, which have just forgotten, of what they knew."""
+        # the other callbacks have just forgotten
         for callback, memory in zip(self.callbacks, self.memory or (), strict=False):
             for name, value in memory.items():
                 setattr(callback, name, value)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Save the state."""
         if not distributed.is_primary() or not np.isfinite(logs["loss"]):
             return  # the last good state is worth more
         memory = [
@@ -205,16 +172,10 @@ class TrainingState(keras.callbacks.Callback):
         ]
         values = [keras.ops.convert_to_numpy(variable) for variable in self._variables(self.model)]
         if self.average:
-            values += [*self.average.mean, *self.average.latest, self.average.count]
-        state = {
-            "settings": self.settings,
-            "started": self.started,
-            "epochs": epoch + 1,
-            "ended": bool(self.model.stop_training),
-            "memory": memory,
-            "history": self.history.read_text(encoding="utf-8"),
-            "variables": len(values),
-        }
+            values += [*self.average.latest, self.average.count]  # the mean is in the network
+        state = {"settings": self.settings, "started": self.started, "memory": memory, "variables": len(values)}
+        state |= {"epochs": epoch + 1, "ended": bool(self.model.stop_training)}
+        state["history"] = self.history.read_text(encoding="utf-8")
         values = {f"variable{index}": value for index, value in enumerate(values)}
         with atomic_write(self.path) as partial:
             np.savez(partial, state=np.array(json.dumps(state)), **values)

@@ -39,11 +39,7 @@ class ProcessInfo(NamedTuple):
 
 
 def process_info() -> ProcessInfo:
-    """What the environment says about this process.
-
-    Raises:
-        UserError: The environment contradicts itself.
-    """
+    """What the environment says about this process. Raises UserError where it contradicts itself."""
     given = {name: os.environ[name] for name in (ADDRESSES, WORLD_SIZE, RANK) if os.environ.get(name)}
     if not given or given.get(WORLD_SIZE) == "1":
         return ProcessInfo()
@@ -71,11 +67,8 @@ def is_primary() -> bool:
 def process_group() -> Iterator[None]:
     """Join the processes that train together for the `with` block; does nothing where this one is the only one.
 
-    All but the primary process print nothing but errors. When one of them ends, so do the others.
-
-    Raises:
-        UserError: The environment contradicts itself, the processes don't fit together, or one of them was lost.
-    """
+    All but the primary process print nothing but errors. When one of them is lost, the others raise UserError; when one
+    has fallen silent, JAX ends them after HEARTBEAT_TIMEOUT."""
     info = process_info()
     if info.world_size == 1:
         yield
@@ -92,10 +85,9 @@ def process_group() -> Iterator[None]:
         except BaseException as error:
             atexit.register(os._exit, 2)  # before JAX, which would wait for the other processes
             if isinstance(error, (RuntimeError, ValueError)) and CONNECTION_ERROR.search(str(error)):  # JAX raises both
-                raise UserError(
-                    f"one of the {info.world_size} processes has ended or can't be reached; see what it says there, "
-                    "and go on after the last whole epoch with --resume in all of them"
-                ) from None
+                hint = "see what it says there, and go on after the last whole epoch with --resume in all of them"
+                lost = f"one of the {info.world_size} processes has ended or can't be reached; {hint}"
+                raise UserError(lost) from None
             raise
 
 
@@ -110,13 +102,8 @@ def _connect(info):
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(
-            info.coordinator,
-            info.world_size,
-            info.rank,
-            initialization_timeout=2 * JOIN_TIMEOUT,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-        )
+        timeouts = {"initialization_timeout": 2 * JOIN_TIMEOUT, "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT}
+        jax.distributed.initialize(info.coordinator, info.world_size, info.rank, **timeouts)
     except RuntimeError as error:  # the port is taken, or two processes have one rank
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
     finally:
@@ -220,7 +207,6 @@ class GracefulStop(keras.callbacks.Callback):
                 print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Stop, if any process was asked to."""
         requested = self.requested
         if self.together:
             from jax.experimental.multihost_utils import process_allgather

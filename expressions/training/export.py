@@ -25,35 +25,39 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     A model that was there is kept under another name, unless the same run left it.
 
     Args:
-        best: The network of the run's best epoch, an .h5 file. The report goes into its directory.
+        best: The network of the run's best epoch, an .h5 file in the directory for the report.
         build: Makes that network, from the number of outputs and their activation.
         data: What it was trained on.
-        options: Of train.py.
+        options: Of train.py, completed.
         tau: See `extract_label_head`.
-        started: When; tells runs apart.
+        started: When the run began; tells runs apart.
 
     Raises:
         UserError: No epoch has ended well.
     """
-    directory, partial = best.parent, options.model.with_suffix(".partial.h5")
+    directory, partial, classes = best.parent, options.model.with_suffix(".partial.h5"), len(data.labels)
     if not best.exists():
         raise UserError(f"{directory}: no epoch has ended well, so there is no model; {options.model} is as it was")
     weights = keras.models.load_model(best, compile=False).get_weights()
     label_head = extract_label_head(weights, np.bincount(data.splits["train"].labels), tau)
-    votes_head = extract_votes_head(weights, len(data.labels))
-    network = build(len(data.labels), "softmax")
+    network = build(classes, "softmax")
     network.set_weights(label_head)
     network.save(partial)
-    if votes_head:
-        write_votes(partial, *votes_head)
+    if weights[-1].size > classes:
+        write_votes(partial, *extract_votes_head(weights, classes))
     halve(partial)
 
-    metadata = describe_run(data, options, network.count_params()) | {"started": started}
+    # measured with all outputs, as the file gives them: the weights in float16
+    logits = build(weights[-1].size, None)
+    bias = np.concatenate([label_head[-1], weights[-1][classes:]])
+    logits.set_weights([array.astype(np.float16) for array in (*weights[:-1], bias)])
+    metadata = _describe(data, options, network.count_params()) | {"started": started}
+    shapes = {"input_shape": logits.input_shape, "output_shape": logits.output_shape}
+    classifier = Classifier(None, SimpleNamespace(facts=metadata, predict_on_batch=logits.predict_on_batch, **shapes))
     validation = data.splits["validation"]
-    classifier = in_memory(build, label_head, votes_head, metadata)
     views = [classifier.probabilities(images) for images in (validation.images, validation.images[:, :, ::-1])]
     metadata["temperature"] = report.fit_temperature(views, validation.labels)
-    evaluations = report.evaluate(in_memory(build, label_head, votes_head, metadata), validation, data.labels)
+    evaluations = report.evaluate(classifier, validation, data.labels)
     metadata["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
     write_facts(partial, metadata)
     os.replace(directory / "history.partial.csv", directory / "history.csv")
@@ -64,29 +68,16 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     print(f"\nModel:  {options.model}\nReport: {directory}")
 
 
-def describe_run(data: Dataset, options: argparse.Namespace, parameters: int) -> dict:
-    """The metadata of a model file, but for its temperature and metrics."""
-    versions = f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}"
+def _describe(data, options, parameters):
     return {
         "name": options.model.stem, "network": options.network, "parameters": parameters,
         "labels": list(data.labels), "scaling": "unit", "temperature": 1,
         "data": data.source, "fingerprint": data.fingerprint(),
-        "seed": options.seed, "batch_size": options.batch_size,
+        "seed": options.seed, "batch_size": options.batch_size, "precision": options.precision,
         "start": options.start and options.start.name, "teachers": [path.name for path in options.teacher],
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
-        "versions": versions, "precision": options.precision,
+        "versions": f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}",
     }  # fmt: skip
-
-
-def in_memory(build, label_head, votes_head, metadata) -> Classifier:
-    """The classifier that the file will be, with its weights in float16."""
-    if votes_head:
-        heads = zip(label_head[-2:], votes_head, strict=True)
-        label_head = label_head[:-2] + [np.concatenate(pair, axis=-1) for pair in heads]
-    network = build(label_head[-1].size, None)
-    network.set_weights([array.astype(np.float16) for array in label_head])
-    shapes = {"input_shape": network.input_shape, "output_shape": network.output_shape}
-    return Classifier(None, SimpleNamespace(facts=metadata, predict_on_batch=network.predict_on_batch, **shapes))
 
 
 def _keep_previous(model, started):

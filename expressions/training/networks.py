@@ -46,13 +46,7 @@ def classic_network(outputs: int, activation: str | None) -> keras.Sequential:
 
 
 def conv_bn_relu(filters: int, size: int = 3, pooled: bool = False) -> tuple[keras.Layer, ...]:
-    """Convolution, batch normalisation, ReLU.
-
-    Args:
-        filters: Channels of the result.
-        size: Of the kernel, in pixels.
-        pooled: Halve height and width by maxima of 2 x 2 right after the convolution, so that the rest has less to do.
-    """
+    """Convolution, batch normalisation, ReLU. pooled: maxima of 2 x 2 come before, so that the rest has less to do."""
     convolution = layers.Conv2D(filters, size, padding="same", use_bias=False, kernel_initializer="he_normal")
     return convolution, *([layers.MaxPooling2D()] if pooled else []), *bn_relu()
 

@@ -17,15 +17,9 @@ def make_targets(labels: np.ndarray, votes: np.ndarray | None, classes: int) -> 
 
 
 def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, Callable]:
-    """The loss to train with and the metric to watch, both functions of targets and logits, (n, columns), to (n,).
+    """The smoothed cross-entropy of labels plus that of votes, and the accuracy of labels.
 
-    Args:
-        classes: How many columns are labels.
-        label_smoothing: Share of each label that is spread evenly over the classes, from 0 to 1.
-
-    Returns:
-        The smoothed cross-entropy of labels plus that of votes, and the accuracy of labels.
-    """
+    Both are functions of targets and logits, (n, columns), that give (n,)."""
 
     def loss(targets, logits):
         entropy = keras.losses.categorical_crossentropy
@@ -41,18 +35,17 @@ def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, C
     return loss, accuracy
 
 
-def extract_votes_head(weights: list[np.ndarray], classes: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Kernel and bias of the outputs for votes, or None without them; weights as for `extract_label_head`."""
+def extract_votes_head(weights: list[np.ndarray], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of the outputs for votes; weights as for `extract_label_head`."""
     *_, kernel, bias = weights
-    return (kernel[:, classes:], bias[classes:]) if bias.size > classes else None
+    return kernel[:, classes:], bias[classes:]
 
 
 def extract_label_head(weights: list[np.ndarray], images_per_class: np.ndarray, tau: float) -> list[np.ndarray]:
     """The weights of the network that ships: it predicts labels alone, the rare ones a little more readily.
 
     Args:
-        weights: Of the trained network. The last two are the kernel (features, columns) and the bias (columns) of its
-            last layer.
+        weights: Of the trained network; the last two are its last layer's kernel (features, columns) and bias.
         images_per_class: Of the training split, int (classes,).
         tau: How far to undo that a network learns to expect what is frequent, from 0 (not at all) to 1 (all classes
             alike): post-hoc logit adjustment, Menon et al. 2021, arXiv:2007.07314, equation 9.

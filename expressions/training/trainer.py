@@ -21,6 +21,7 @@ from expressions.window import show_image
 
 TEACHER_SHARE = 0.5  # of what teachers say in the targets of a network that learns from them
 OUT_OF_MEMORY = re.compile(r"out of memory|\bOOM\b|RESOURCE_EXHAUSTED")
+CPUINFO = Path("/proc/cpuinfo")
 DRAWN_FACES = {"train": 200, "validation": 50}  # per class
 HOW_TO_GET_DATA = """\
 To get FER2013 (free, for research): download and unzip kaggle.com/datasets/msambare/fer2013 into data/,
@@ -31,9 +32,7 @@ so that data/train/angry/ and the others exist, and run this again. Until then: 
 def run_directory(model: Path) -> Iterator[Path]:
     """Yield the directory beside the model file that its run keeps report and state in; the primary process makes it.
 
-    Raises:
-        UserError: It can't be made, holds other files, or another run is at work in it.
-    """
+    Raises UserError when it can't be made, holds other files, or another run is at work in it."""
     directory = model.with_suffix("")
     if not distributed.is_primary():
         yield directory
@@ -88,18 +87,11 @@ def teacher_probabilities(teacher: Path, images: np.ndarray, labels: tuple[str, 
     return classifier.probabilities(images, mirrored=True)
 
 
-def set_network(options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]) -> list[np.ndarray] | None:
-    """Complete options.network; returns the weights to start from, None for random ones."""
+def starting_point(options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]) -> tuple[str, list]:
+    """The name of the network to train, and the weights of the model --start to begin with; empty without."""
     if not options.start:
-        options.network = options.network or "compact"
-        return None
-    options.network, weights = starting_weights(options.start, data, networks)
-    return weights
-
-
-def starting_weights(model: Path, data: Dataset, networks: dict[str, Callable]) -> tuple[str, list[np.ndarray]]:
-    """The name and the weights of the network in the file `model`, for a run on `data` that goes on from it."""
-    classifier, voted = Classifier(model), data.splits["train"].votes is not None
+        return options.network or "compact", []
+    model, classifier, voted = options.start, Classifier(options.start), data.splits["train"].votes is not None
     name, weights = classifier.facts.get("network"), classifier.network.get_weights()
     # list: what a file says may be of any type
     if name not in list(networks) or classifier.labels != data.labels or classifier.votes != voted:
@@ -136,8 +128,7 @@ def choose_precision(option: str, saved: tuple[dict, list] | None = None) -> str
 
 def _policy(option):
     if option == "auto":
-        cpuinfo = Path("/proc/cpuinfo")
-        flags = cpuinfo.read_text().split() if cpuinfo.exists() else ()
+        flags = CPUINFO.read_text().split() if CPUINFO.exists() else ()
         accelerated = "cpu" not in str(keras.ops.zeros(1).device).lower()
         option = "bfloat16" if accelerated or {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
     return "mixed_bfloat16" if option == "bfloat16" else "float32"
@@ -147,16 +138,14 @@ def learning_rate_schedule(peak: float, options: argparse.Namespace) -> keras.ca
     """Set the learning rate of every epoch: up to `peak` in the first tenth of them, then in a line towards zero.
 
     With --start it stays at `peak`: averaging the weights does then what a falling rate does else."""
-    epochs, warmup_epochs = options.epochs, max(1, options.epochs // 10)
-    rates = [
-        peak * min((epoch + 1) / warmup_epochs, (epochs - epoch) / (epochs - warmup_epochs + 1))
-        for epoch in range(epochs)
-    ]
+    warmup_epochs = max(1, options.epochs // 10)
+    warmup = peak * np.arange(1, warmup_epochs) / warmup_epochs
+    rates = np.concatenate([warmup, np.linspace(peak, 0, options.epochs - warmup_epochs + 1, endpoint=False)])
     if options.start:
-        rates = [peak] * epochs
+        rates[:] = peak
     # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
     return keras.callbacks.LearningRateScheduler(
-        lambda epoch, rate: rate * rates[epoch] / rates[epoch - 1] if epoch else rates[0]
+        lambda epoch, rate: float(rate * rates[epoch] / rates[epoch - 1] if epoch else rates[0])
     )
 
 
