@@ -103,7 +103,7 @@ def run(arguments: list[str] | None) -> None:
 
 def load_data(options: argparse.Namespace) -> dataset.Dataset:
     """The data set that the options name, described on the screen; completes the options that depend on it."""
-    if options.data or dataset.find(DATA):
+    if options.data or dataset.find_dataset(DATA):
         data, name, epochs = dataset.load(options.data or DATA), "emotion_model.h5", FROM_SCRATCH.epochs
     else:
         data = trainer.draw_data(DATA, options.seed)

@@ -28,7 +28,7 @@ import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
     from expressions import EMOTIONS, UserError, classifier
-    from expressions.training import dataset
+    from expressions.training import dataset, readers
 
 import h5py
 import numpy as np
@@ -62,7 +62,7 @@ def h5(data):
 def seeds(kind):
     """Inputs to begin with, bytes: good ones."""
     if kind == "csv":
-        votes = ",".join([*dataset.FERPLUS_COLUMNS, *dataset.FERPLUS_OTHERS])
+        votes = ",".join([*readers.FERPLUS_COLUMNS, *readers.FERPLUS_OTHERS])
         return [
             f"emotion,pixels,Usage\n0,{PIXELS},Training\n3,{PIXELS},PublicTest\n".encode(),
             f"Usage,Image name,{votes}\nTraining,a.png,{','.join('1' * 10)}\n".encode(),

@@ -12,7 +12,7 @@ from expressions.classifier import Classifier
 from expressions.images import crop, preprocess_face
 from expressions.inference import overlay
 from expressions.inference.types import Box
-from expressions.training import dataset, synthetic
+from expressions.training import dataset, readers, synthetic
 
 OPTIONS = Namespace(batch_size=56, seed=0, teacher=[])
 
@@ -21,7 +21,7 @@ def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tens
     data = dataset.load(data_folder)
     images = train.make_batches(data, train.FROM_SCRATCH, OPTIONS)[1][0][0]
     files = [file for label in EMOTIONS for file in sorted((data_folder / "validation" / label).iterdir())]
-    classifier = Classifier(trained)
+    classifier = Classifier.load(trained)
     for file, from_training in zip(files, images, strict=True):
         frame = np.random.default_rng(1).integers(0, 256, (480, 640, 3), np.uint8)
         frame[100:148, 300:348] = cv2.imread(str(file))
@@ -44,15 +44,15 @@ def test_augmented_images_have_the_scale_of_plain_ones_and_keep_their_labels(dat
 
 
 def test_the_network_sees_values_from_0_to_1(trained):
-    inputs = Classifier(trained).inputs([np.full((90, 90), 255, np.uint8), np.zeros((20, 20, 3), np.uint8)])
+    inputs = Classifier.load(trained).inputs([np.full((90, 90), 255, np.uint8), np.zeros((20, 20, 3), np.uint8)])
     assert inputs.shape == (2, IMAGE_SIZE, IMAGE_SIZE, 1)
     assert inputs[0].max() == pytest.approx(1) and inputs[1].max() == 0
 
 
 def test_one_label_order_everywhere(data_folder, trained):
     assert list(EMOTIONS) == sorted(EMOTIONS)
-    assert dataset.load(data_folder).labels == Classifier(trained).labels == EMOTIONS
-    assert set(dataset.CSV_CODES.values()) == set(synthetic.EXPRESSIONS) == set(EMOTIONS)
+    assert dataset.load(data_folder).labels == Classifier.load(trained).labels == EMOTIONS
+    assert set(readers.CSV_CODES.values()) == set(synthetic.EXPRESSIONS) == set(EMOTIONS)
     assert set(overlay.COLOURS) == {*EMOTIONS, UNCERTAIN}
 
 

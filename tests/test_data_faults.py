@@ -18,7 +18,7 @@ from PIL import Image
 
 import train
 from expressions import EMOTIONS, IMAGE_SIZE
-from expressions.training import command_line, dataset, report
+from expressions.training import command_line, dataset, metrics, readers, report
 
 pytestmark = pytest.mark.faults
 
@@ -339,8 +339,8 @@ def test_nobody_waits_for_a_pipe(tmp_path, name):
 
 def test_a_file_that_vanishes_while_the_data_set_is_read(tmp_path, monkeypatch):
     last = folder(tmp_path) / "validation" / "sad" / "d.png"
-    read = dataset.read_image
-    monkeypatch.setattr(dataset, "read_image", lambda path: (last.unlink(missing_ok=True), read(path))[1])
+    read = readers.read_image
+    monkeypatch.setattr(readers, "read_image", lambda path: (last.unlink(missing_ok=True), read(path))[1])
     data = dataset.load(tmp_path)
     assert data.counts().loc["all"].tolist() == [2, 1] and any("d.png" in note for note in data.notes)
 
@@ -386,12 +386,12 @@ def test_a_class_of_any_name_gets_its_report(tmp_path, label):
     shown = next(each for each in data.labels if each != "happy")
     assert shown.isprintable() and data.counts().iloc[-1].tolist() == [6, 6]
     truth = data.splits["validation"].labels
-    evaluation = report.Evaluation(data.labels, truth, np.eye(2)[1 - truth])
-    report.draw_distribution(data, tmp_path / "distribution.png")
-    report.draw_samples(data, shown, tmp_path / "samples.png")
-    report.draw_confusion(evaluation, tmp_path / "confusion.png")
-    report.draw_mistakes(data.splits["validation"].images, evaluation, tmp_path / "mistakes.png")
-    assert report.markdown(data.counts()).count("|") == 4 * 5
+    evaluation = metrics.Evaluation(data.labels, truth, np.eye(2)[1 - truth])
+    report.plot_distribution(data, tmp_path / "distribution.png")
+    report.plot_samples(data, shown, tmp_path / "samples.png")
+    report.plot_confusion_matrix(evaluation, tmp_path / "confusion.png")
+    report.plot_top_losses(data.splits["validation"].images, evaluation, tmp_path / "mistakes.png")
+    assert report.to_markdown(data.counts()).count("|") == 4 * 5
 
 
 def test_ten_thousand_files(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_data
 
 from expressions import EMOTIONS, UserError
-from expressions.training import dataset, synthetic
+from expressions.training import dataset, readers, synthetic
 
 
 def counts(data):
@@ -106,7 +106,7 @@ def test_for_measuring_every_image_stays_and_no_training_image_is_needed(tmp_pat
     shutil.copy(tmp_path / "validation" / "sad" / "sad_0.png", tmp_path / "train" / "sad" / "leak.png")
     data = dataset.load(tmp_path, training=False)
     assert counts(data) == {"train": 22, "validation": 14}
-    shared = dataset.stands_in(data.splits["validation"], data.splits["train"])
+    shared = dataset.duplicate_mask(data.splits["validation"], data.splits["train"])
     assert shared.sum() == 1 and data.splits["validation"].labels[shared].tolist() == [EMOTIONS.index("sad")]
     data = dataset.load(write_data(tmp_path / "exam", {"test": 2}), training=False)
     assert counts(data) == {"test": 14}
@@ -192,5 +192,5 @@ def test_other_classes_than_the_seven(tmp_path):
 
 def test_no_data_set_is_no_error_to_find(tmp_path):
     (tmp_path / "README.md").write_text("put a data set here")
-    assert dataset.find(tmp_path) is None
-    assert dataset.find(tmp_path / "missing") is None
+    assert readers.find_dataset(tmp_path) is None
+    assert readers.find_dataset(tmp_path / "missing") is None

@@ -19,7 +19,7 @@ from expressions.inference.sources import parse_size
 from expressions.inference.tables import Summary, Table
 from expressions.inference.tracker import FaceDetector, Tracker
 from expressions.inference.types import Box, Face
-from expressions.training import dataset
+from expressions.training import dataset, readers
 
 pytestmark = pytest.mark.faults
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -94,7 +94,7 @@ def test_a_good_table_comes_back_pixel_by_pixel(tmp_path, rows):
         lines.append(f"{code},{' '.join(map(str, image.ravel()))},{'Training' if training else 'PublicTest'}")
         expected["train" if training else "validation"].append((EMOTIONS.index(CODES[code]), image))
     (tmp_path / "fer2013.csv").write_text("\n".join(lines))
-    _, splits, _ = dataset.read_csv(tmp_path / "fer2013.csv", None)
+    splits = readers.read_csv(tmp_path / "fer2013.csv", None).splits
     assert set(splits) == {name for name, images in expected.items() if images}
     for name, split in splits.items():
         assert split.labels.tolist() == [label for label, _ in expected[name]]
@@ -103,10 +103,10 @@ def test_a_good_table_comes_back_pixel_by_pixel(tmp_path, rows):
 
 @given(st.lists(st.lists(st.integers(0, 10), min_size=10, max_size=10), min_size=1, max_size=5))
 def test_votes_become_shares(tmp_path, counts):
-    columns = [*dataset.FERPLUS_COLUMNS, *dataset.FERPLUS_OTHERS]
+    columns = [*readers.FERPLUS_COLUMNS, *readers.FERPLUS_OTHERS]
     lines = [f"Training,{number}.png,{','.join(map(str, row))}" for number, row in enumerate(counts)]
     (tmp_path / "fer2013new.csv").write_text("\n".join([f"Usage,Image name,{','.join(columns)}", *lines]))
-    shares = dataset.read_votes([tmp_path])[dataset.VOTES].sum(axis=1)
+    shares = readers.read_votes([tmp_path])[readers.VOTES].sum(axis=1)
     np.testing.assert_allclose(shares, [float(any(row)) for row in counts], atol=1e-6)
 
 

@@ -18,9 +18,10 @@ from conftest import ROOT, command, heed_ctrl_c, read_rows, run, wait_for, write
 
 import realtime_detect
 from expressions import EMOTIONS
-from expressions.classifier import Classifier, write_facts
+from expressions.classifier import Classifier
 from expressions.inference import overlay
 from expressions.inference.sources import Source
+from expressions.model_file import write_metadata
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def failing(case, tmp_path, trained, picture):
     """Arguments that can't work, and the words that say so."""
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
-        write_facts(broken, {"labels": ["one", "two"], "scaling": "unit"})
+        write_metadata(broken, {"labels": ["one", "two"], "scaling": "unit"})
     for name in ("empty.xml", "old.png", "old.csv"):
         (tmp_path / name).touch()
     save = ["--save", str(tmp_path / "out.png")]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from expressions import EMOTIONS, UserError
-from expressions.training import dataset, report, synthetic
+from expressions.training import dataset, metrics, report, synthetic
 
 LABELS = ("cat", "dog", "emu")
 TRUTH = np.array([0, 0, 0, 0, 1, 1])
@@ -15,13 +15,13 @@ PREDICTED = np.array([0, 0, 1, 2, 1, 0])
 
 @pytest.fixture
 def evaluation():
-    return report.Evaluation(LABELS, TRUTH, np.eye(3)[PREDICTED] * 0.7 + 0.1)
+    return metrics.Evaluation(LABELS, TRUTH, np.eye(3)[PREDICTED] * 0.7 + 0.1)
 
 
 def test_figures(evaluation):
-    assert evaluation.top1 == pytest.approx(3 / 6)
-    assert evaluation.confusion().tolist() == [[2, 1, 1], [1, 1, 0], [0, 0, 0]]
-    table = evaluation.table()
+    assert evaluation.accuracy == pytest.approx(3 / 6)
+    assert evaluation.confusion_matrix().tolist() == [[2, 1, 1], [1, 1, 0], [0, 0, 0]]
+    table = evaluation.per_class()
     assert table["precision"].tolist() == pytest.approx([2 / 3, 1 / 2, 0])
     assert table["recall"].tolist() == pytest.approx([1 / 2, 1 / 2, np.nan], nan_ok=True)
     assert table["f1"].tolist() == pytest.approx([4 / 7, 1 / 2, 0])
@@ -34,19 +34,19 @@ def test_calibration_error_by_hand():
     """Four calls with confidence .9 of which three are right, two with .6 that both are."""
     confidence, right = np.array([0.9] * 4 + [0.6] * 2), np.array([1, 1, 1, 0, 1, 1], bool)
     probabilities = np.column_stack([confidence, 1 - confidence])
-    evaluation = report.Evaluation(("yes", "no"), np.where(right, 0, 1), probabilities)
+    evaluation = metrics.Evaluation(("yes", "no"), np.where(right, 0, 1), probabilities)
     assert evaluation.calibration_error == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
 
 
 def test_agreement_with_the_majority_of_taggers(evaluation):
     votes = np.array([[0.6, 0.4, 0], [0, 0.9, 0], [0, 1, 0], [0.5, 0.5, 0], [0, 0, 0], [0.2, 0.8, 0]])
     tagged = evaluation._replace(votes=votes)
-    assert tagged.agreed.tolist() == [True, True, True, False, False, True]
-    assert tagged.majority_top1 == pytest.approx(2 / 4)  # of cat, dog, dog, dog it said cat, cat, dog, cat
-    assert tagged.figures()["FER+ majority (n = 4)"] == "50.0%"
-    assert not any("FER+" in name for name in evaluation.figures())
-    fewer = tagged.take(np.array([True, False, True, False, False, False]))
-    assert fewer.top1 == 0.5 and fewer.majority_top1 == 1 and fewer.labels == LABELS
+    assert tagged.majority_mask.tolist() == [True, True, True, False, False, True]
+    assert tagged.majority_accuracy == pytest.approx(2 / 4)  # of cat, dog, dog, dog it said cat, cat, dog, cat
+    assert tagged.format_metrics()["FER+ majority (n = 4)"] == "50.0%"
+    assert not any("FER+" in name for name in evaluation.format_metrics())
+    fewer = tagged.subset(np.array([True, False, True, False, False, False]))
+    assert fewer.accuracy == 0.5 and fewer.majority_accuracy == 1 and fewer.labels == LABELS
 
 
 def test_the_temperature_that_was_put_in_is_found_again():
@@ -56,23 +56,23 @@ def test_the_temperature_that_was_put_in_is_found_again():
     truth = (probabilities.cumsum(axis=1) > random.random((len(logits), 1))).argmax(axis=1)
     sharpened = probabilities**2.5
     sharpened /= sharpened.sum(axis=1, keepdims=True)
-    assert report.fit_temperature([sharpened], truth) == pytest.approx(2.5, rel=0.03)
-    assert report.fit_temperature([sharpened, sharpened], truth) == report.fit_temperature([sharpened], truth)
+    assert metrics.fit_temperature([sharpened], truth) == pytest.approx(2.5, rel=0.03)
+    assert metrics.fit_temperature([sharpened, sharpened], truth) == metrics.fit_temperature([sharpened], truth)
 
 
 def test_a_classifier_that_knows_more_labels_in_another_order():
     class Known:
-        labels, votes = ("contempt", "dog", "cat"), None
+        labels, has_votes = ("contempt", "dog", "cat"), False
 
-        def probabilities(self, images, mirrored=False):
+        def predict_proba(self, images, flip_tta=False):
             return np.array([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1]])
 
     split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array([[1, 0, 0], [0.4, 0.6, 0]]))
-    evaluation = report.evaluate(Known(), split, ("cat", "dog"))["single view"]
-    assert evaluation.truth.tolist() == [2, 1] and evaluation.predicted.tolist() == [2, 0]
-    assert evaluation.majority_top1 == 0.5 and evaluation.macro_f1 == 0.5
+    evaluation = metrics.evaluate(Known(), split, ("cat", "dog"))["single view"]
+    assert evaluation.y_true.tolist() == [2, 1] and evaluation.y_pred.tolist() == [2, 0]
+    assert evaluation.majority_accuracy == 0.5 and evaluation.macro_f1 == 0.5
     with pytest.raises(UserError, match="the data set has emu too"):
-        report.evaluate(Known(), split, ("cat", "emu"))
+        metrics.evaluate(Known(), split, ("cat", "emu"))
 
 
 def test_a_report_on_disk(tmp_path):
@@ -81,7 +81,7 @@ def test_a_report_on_disk(tmp_path):
     data = dataset.Dataset("drawn", EMOTIONS, {"train": split, "validation": split}, ("one note",))
     random = np.random.default_rng(0)
     probabilities = random.dirichlet(np.ones(7), len(labels))
-    evaluations = {"single view": report.Evaluation(data.labels, labels, probabilities)}
+    evaluations = {"single view": metrics.Evaluation(data.labels, labels, probabilities)}
     history = {"epoch": [0, 1, 2], "seconds": [60, 60, 60], "learning_rate": [1e-3, 1e-3, 5e-4]}
     for name in ("accuracy", "loss", "val_accuracy", "val_loss"):
         history[name] = [0.1, 0.5, 0.4]
@@ -93,14 +93,14 @@ def test_a_report_on_disk(tmp_path):
         "machine": "a machine", "versions": "some versions",
     }  # fmt: skip
     report.write_report(tmp_path, facts, data, evaluations, megabytes=7.1)
-    report.draw_samples(data, "sad", tmp_path / "samples.png")
-    report.draw_distribution(data, tmp_path / "distribution.png")
+    report.plot_samples(data, "sad", tmp_path / "samples.png")
+    report.plot_distribution(data, tmp_path / "distribution.png")
 
     for name in ("curves", "confusion_matrix", "mistakes", "samples", "distribution"):
         picture = cv2.imread(str(tmp_path / f"{name}.png"))
         assert picture is not None and picture.std() > 5, name
     card = (tmp_path / "README.md").read_text()
-    assert f"{evaluations['single view'].top1:.1%}" in card and "3 epochs in 3 minutes" in card
+    assert f"{evaluations['single view'].accuracy:.1%}" in card and "3 epochs in 3 minutes" in card
     assert "epoch 2" in card and "one note" in card and "1,757,863" in card and "0123456789abcdef" in card
     assert "first.h5, second.h5" in card
     assert not list(tmp_path.glob("*partial*"))

@@ -16,7 +16,8 @@ from conftest import command, heed_ctrl_c, run, wait_for, write_data
 
 import train
 from expressions import EMOTIONS
-from expressions.classifier import Classifier, read_facts, write_facts
+from expressions.classifier import Classifier
+from expressions.model_file import read_metadata, read_weights, write_metadata
 
 
 def test_a_run_leaves_a_model_and_its_report(trained):
@@ -24,7 +25,7 @@ def test_a_run_leaves_a_model_and_its_report(trained):
     for name in ("curves", "confusion_matrix", "mistakes", "samples", "distribution"):
         assert cv2.imread(str(folder / f"{name}.png")) is not None, name
     assert len(pd.read_csv(folder / "history.csv")) == 2
-    figures = Classifier(trained).facts["metrics"]["single view"]
+    figures = read_metadata(trained)["metrics"]["single view"]
     assert f"top-1 | {figures['top1']:.1%}" in (folder / "README.md").read_text()
     assert trained.stat().st_size < 10e6
     left = {path.name for path in trained.parent.rglob("*")}
@@ -45,17 +46,17 @@ def test_it_prints_the_data_the_network_and_the_figures(trained):
 
 
 def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
-    classifier = Classifier(trained)
+    classifier = Classifier.load(trained)
     hits = [
-        classifier.labels[classifier.probabilities([cv2.imread(str(file))])[0].argmax()] == label
+        classifier.labels[classifier.predict_proba([cv2.imread(str(file))])[0].argmax()] == label
         for label in EMOTIONS
         for file in (data_folder / "validation" / label).iterdir()
     ]
-    assert np.mean(hits) == pytest.approx(classifier.facts["metrics"]["single view"]["top1"], abs=1e-6)
+    assert np.mean(hits) == pytest.approx(classifier.metadata["metrics"]["single view"]["top1"], abs=1e-6)
 
 
 def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
-    figures = Classifier(trained).facts["metrics"]["single view"]
+    figures = read_metadata(trained)["metrics"]["single view"]
     assert train.main(["--evaluate", str(trained), "--data", str(data_folder)]) == 0
     output = capsys.readouterr().out
     assert "on validation, n = 21" in output and "None of these images also stand in train." in output
@@ -103,7 +104,7 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0]
     assert process.returncode == 0 and "Stopped." in output and "Traceback" not in output, output
-    assert Classifier(model).facts["metrics"] and (tmp_path / "stopped" / "confusion_matrix.png").exists()
+    assert read_metadata(model)["metrics"] and (tmp_path / "stopped" / "confusion_matrix.png").exists()
 
     again = ["--data", str(data_folder), "--model", str(model), "--batch-size", "16", "--epochs", "5"]
     assert train.main(again) == 2
@@ -112,7 +113,7 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
     assert "seed was 0" in capsys.readouterr().err
     assert train.main([*again, "--resume"]) == 0
     assert len(pd.read_csv(tmp_path / "stopped" / "history.csv")) == 5
-    assert read_facts(model)["precision"] == "float32"  # as the run began, whatever is the default here
+    assert read_metadata(model)["precision"] == "float32"  # as the run began, whatever is the default here
     assert not list(tmp_path.rglob("*.previous.h5"))  # what the same run left earlier is no model worth keeping
 
     assert train.main([*again, "--resume"]) == 2
@@ -195,7 +196,7 @@ def test_other_classes_make_a_model_with_those_labels(tmp_path):
     data = write_data(tmp_path / "data", {"train": 6, "validation": 2}, labels=("awake", "asleep"))
     arguments = ["--data", str(data), "--model", str(tmp_path / "sleep.h5"), "--epochs", "1", "--batch-size", "4"]
     assert train.main(arguments) == 0
-    assert Classifier(tmp_path / "sleep.h5").labels == ("asleep", "awake")
+    assert Classifier.load(tmp_path / "sleep.h5").labels == ("asleep", "awake")
 
 
 def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
@@ -216,11 +217,11 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     assert train.main(["--data", str(data), "--model", str(model), "--epochs", "1", "--batch-size", "4"]) == 0
     output = capsys.readouterr().out
     assert "Total params: 1,169,071" in output and "FER+ majority (n = 21)" in output and " votes\n" in output
-    classifier = Classifier(model)
+    classifier = Classifier.load(model)
     network = train.keras.models.load_model(model, compile=False)
     assert network.count_params() == 1_167_015  # what predicts the votes is no part of it, but of the file
     faces = train.dataset.load(data).splits["validation"].images
-    votes = classifier.probabilities(faces, votes=True)
+    votes = classifier.predict_proba(faces, votes=True)
     assert votes.shape == (21, 7) and np.allclose(votes.sum(axis=1), 1, atol=1e-5)
 
     # a run that goes on from it begins with what it says
@@ -228,8 +229,8 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     network = train.NETWORKS[name](15, "linear")
     network.set_weights(weights)
     logits = network.predict(faces[..., None] / 255, verbose=0)
-    said = softmax(logits[:, :7] / classifier.facts["temperature"]), softmax(logits[:, 7:14])
-    np.testing.assert_allclose(said[0], classifier.probabilities(faces), atol=1e-4)
+    said = softmax(logits[:, :7] / classifier.metadata["temperature"]), softmax(logits[:, 7:14])
+    np.testing.assert_allclose(said[0], classifier.predict_proba(faces), atol=1e-4)
     np.testing.assert_allclose(said[1], votes, atol=1e-4)
 
 
@@ -241,7 +242,7 @@ def softmax(logits):
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
     targets = train.trainer.images_and_targets(data, "validation", [trained, trained])[1]
-    taught = Classifier(trained).probabilities(data.splits["validation"].images, mirrored=True)
+    taught = Classifier.load(trained).predict_proba(data.splits["validation"].images, flip_tta=True)
     share = train.trainer.TEACHER_SHARE
     expected = (1 - share) * np.eye(7)[data.splits["validation"].labels] + share * taught
     np.testing.assert_allclose(targets, expected, atol=1e-5)
@@ -258,7 +259,7 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
     ]
     assert train.main([*arguments, "--teacher", str(trained)]) == 0
     assert "Its teachers: small.h5." in (tmp_path / "pupil" / "README.md").read_text()
-    write_facts(shutil.copy(trained, tmp_path / "other.h5"), {"labels": list("abcdefg"), "scaling": "unit"})
+    write_metadata(shutil.copy(trained, tmp_path / "other.h5"), {"labels": list("abcdefg"), "scaling": "unit"})
     assert train.main([*arguments, "--teacher", str(tmp_path / "other.h5")]) == 2
     assert "knows a, b, c, d, e, f, g, not angry" in capsys.readouterr().err
 
@@ -278,14 +279,14 @@ def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained,
     monkeypatch.setattr(train.AtomicModelCheckpoint, "on_epoch_end", save)
     arguments = ["--start", str(trained), "--data", str(data_folder), "--batch-size", "16", "--epochs", "3"]
     assert train.main([*arguments, "--model", str(tmp_path / "on.h5")]) == 0
-    on = Classifier(tmp_path / "on.h5").network.get_weights()
-    begun = Classifier(trained).network.get_weights()
+    on = read_weights(tmp_path / "on.h5")[0]
+    begun = read_weights(trained)[0]
     assert len(seen) == 3
     for index, name in ((0, "the first kernel"), (-2, "the last kernel")):
         mean = np.mean([weights[index] for weights in seen], axis=0)
         np.testing.assert_allclose(on[index], mean, atol=2e-3, err_msg=name)
         assert np.abs(seen[-1][index] - mean).max() > 1e-3 and np.abs(on[index] - begun[index]).max() > 1e-3
-    assert read_facts(tmp_path / "on.h5")["start"] == "small.h5"
+    assert read_metadata(tmp_path / "on.h5")["start"] == "small.h5"
 
 
 def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained, data_folder, tmp_path, capsys):
@@ -295,7 +296,7 @@ def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained,
     arguments = ["--data", str(data_folder), "--model", str(tmp_path / "new.h5"), "--start", str(tmp_path / "other.h5")]
     for network, words in (("large", "is not the large network"), (["compact"], "takes a model of train.py")):
         shutil.copy(trained, tmp_path / "other.h5")
-        write_facts(tmp_path / "other.h5", read_facts(trained) | {"network": network})
+        write_metadata(tmp_path / "other.h5", read_metadata(trained) | {"network": network})
         assert train.main(arguments) == 2
         assert words in capsys.readouterr().err
     with pytest.raises(SystemExit):

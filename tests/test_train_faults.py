@@ -17,7 +17,7 @@ from conftest import WITHOUT_PRIVILEGES, command, heed_ctrl_c, wait_for, write_d
 
 import train
 from expressions import UserError
-from expressions.classifier import Classifier
+from expressions.model_file import read_metadata, read_weights
 from expressions.training.trainer import out_of_memory_as_user_error, run_directory
 
 pytestmark = pytest.mark.faults
@@ -76,7 +76,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, data_folder):
         if state.exists():
             with np.load(state) as file:
                 epochs_seen.add(str(file["state"]).split('"epochs": ')[-1].split(",")[0])
-        assert not model.exists() or Classifier(model)  # at no moment half a file
+        assert not model.exists() or read_metadata(model)  # at no moment half a file
     assert len(epochs_seen) > 5
     last = begin(*words(data_folder, model, "--resume", epochs=20), **ONE_THREAD)
     assert last.wait() == 0, last.communicate()[0]
@@ -84,7 +84,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, data_folder):
     expected, resumed = (pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "killed"))
     assert resumed["epoch"].tolist() == list(range(20))
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
-    weights = [Classifier(tmp_path / name).network.get_weights() for name in ("whole.h5", "killed.h5")]
+    weights = [read_weights(tmp_path / name)[0] for name in ("whole.h5", "killed.h5")]
     assert all((first == second).all() for first, second in zip(*weights, strict=True))
     assert not list(tmp_path.rglob("*.partial*"))
 
@@ -111,7 +111,7 @@ def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, 
     process.send_signal(asked)
     printed = process.communicate()[0]
     assert process.returncode == 0 and "Stopped." in printed and "Traceback" not in printed, printed
-    assert Classifier(tmp_path / "model.h5") and (tmp_path / "model" / "state.npz").exists()
+    assert read_metadata(tmp_path / "model.h5") and (tmp_path / "model" / "state.npz").exists()
 
 
 # where it fills up: in the best model, in the state, in the model that ships
@@ -155,7 +155,7 @@ def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
     if process.returncode:
         assert printed.strip().splitlines()[-1].startswith("train.py: ") and not model.exists()
     else:
-        assert Classifier(model) and (tmp_path / "model" / "README.md").exists()
+        assert read_metadata(model) and (tmp_path / "model" / "README.md").exists()
 
 
 def test_two_runs_of_one_model(tmp_path, data_folder, capsys):

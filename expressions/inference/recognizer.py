@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 
-from expressions import UserError, compiled
+from expressions import UserError
 from expressions.classifier import Classifier
 from expressions.images import crop
 from expressions.inference.tracker import OVERLAP, PART, FaceDetector, Numbering, Tracker
@@ -23,17 +23,9 @@ class ExpressionRecognizer:
 
     def __init__(self, model=MODEL, cascade=CASCADE, votes=False, threads=None):
         self.detector, self.votes = FaceDetector(cascade), votes
-        network = compiled.load(model, threads)
-        self.classifier = Classifier(model, network)
-        if votes and not self.classifier.votes:
+        self.classifier = Classifier.load(model, threads=threads)
+        if votes and not self.classifier.has_votes:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
-        if not network:
-            print(f"Compiling {model}: this takes some seconds, once ...", flush=True)
-            network = compiled.build(self.classifier, model, threads)
-            if network:
-                self.classifier.network = network
-            else:
-                print("Compiling failed (is ai-edge-litert installed?): Keras is used instead, which is slower.")
         self.labels = self.classifier.labels
         self.reset()
 
@@ -73,5 +65,5 @@ class ExpressionRecognizer:
             face = crop(gray, track.box)
             # of a picture both views are taken; in a film one at a time, in turn, for smoothing over time unites them
             crops.append(cv2.flip(face, 1) if track.views % 2 else face)
-        probabilities = self.classifier.probabilities(crops, mirrored=seconds is None, votes=self.votes)
+        probabilities = self.classifier.predict_proba(crops, flip_tta=seconds is None, votes=self.votes)
         return tracker.judge(tracks, probabilities, seconds or 0.0)

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from expressions import UserError, cli
-from expressions.classifier import SCALINGS
+from expressions.model_file import SCALINGS
 from expressions.training import distributed
-from expressions.training.dataset import SPLITS
+from expressions.training.types import SPLITS
 
 
 def parse(arguments: list[str] | None, description: str, networks: dict, epochs: str) -> argparse.Namespace:

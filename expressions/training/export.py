@@ -6,17 +6,17 @@ import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 import numpy as np
 
 from expressions import UserError
-from expressions.classifier import Classifier, halve, read_facts, write_facts, write_votes
+from expressions.classifier import Classifier
 from expressions.files import atomic_write
-from expressions.training import report
-from expressions.training.dataset import Dataset
+from expressions.model_file import convert_to_float16, read_metadata, write_metadata, write_votes_layer
+from expressions.training import metrics, report
 from expressions.training.targets import extract_label_head, extract_votes_head
+from expressions.training.types import Dataset
 
 
 def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespace, tau: float, started: str) -> None:
@@ -44,27 +44,26 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     network.set_weights(label_head)
     network.save(partial)
     if weights[-1].size > classes:
-        write_votes(partial, *extract_votes_head(weights, classes))
-    halve(partial)
+        write_votes_layer(partial, *extract_votes_head(weights, classes))
+    convert_to_float16(partial)
 
     # measured with all outputs, as the file gives them: the weights in float16
     logits = build(weights[-1].size, None)
     bias = np.concatenate([label_head[-1], weights[-1][classes:]])
     logits.set_weights([array.astype(np.float16) for array in (*weights[:-1], bias)])
     metadata = _describe(data, options, network.count_params()) | {"started": started}
-    shapes = {"input_shape": logits.input_shape, "output_shape": logits.output_shape}
-    classifier = Classifier(None, SimpleNamespace(facts=metadata, predict_on_batch=logits.predict_on_batch, **shapes))
-    validation = data.splits["validation"]
-    views = [classifier.probabilities(images) for images in (validation.images, validation.images[:, :, ::-1])]
-    metadata["temperature"] = report.fit_temperature(views, validation.labels)
-    evaluations = report.evaluate(classifier, validation, data.labels)
+    classifier, validation = Classifier(logits, metadata), data.splits["validation"]
+    views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
+    metadata["temperature"] = metrics.fit_temperature(views, validation.labels)
+    evaluations = metrics.evaluate(classifier, validation, data.labels)
     metadata["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
-    write_facts(partial, metadata)
+    write_metadata(partial, metadata)
     os.replace(directory / "history.partial.csv", directory / "history.csv")
     report.write_report(directory, metadata, data, evaluations, megabytes=partial.stat().st_size / 1e6)
     _keep_previous(options.model, started)
     os.replace(partial, options.model)
-    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:\n{report.describe(evaluations)}")
+    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:")
+    print(metrics.format_tables(evaluations))
     print(f"\nModel:  {options.model}\nReport: {directory}")
 
 
@@ -82,7 +81,7 @@ def _describe(data, options, parameters):
 
 def _keep_previous(model, started):
     try:
-        if not model.exists() or read_facts(model).get("started") == started:
+        if not model.exists() or read_metadata(model).get("started") == started:
             return
     except UserError:  # not one of ours
         pass

@@ -14,9 +14,10 @@ from filelock import FileLock, Timeout
 
 from expressions import EMOTIONS, UserError
 from expressions.classifier import Classifier
-from expressions.training import distributed, report, synthetic
-from expressions.training.dataset import Dataset, Split, check
+from expressions.model_file import read_metadata, read_weights
+from expressions.training import dataset, distributed, report, synthetic
 from expressions.training.targets import make_targets
+from expressions.training.types import Dataset, Split
 from expressions.window import show_image
 
 TEACHER_SHARE = 0.5  # of what teachers say in the targets of a network that learns from them
@@ -63,7 +64,7 @@ def draw_data(missing: Path, seed: int) -> Dataset:
         name: Split(*synthetic.draw_faces(per_class, seed=[seed, index]))
         for index, (name, per_class) in enumerate(DRAWN_FACES.items())
     }
-    return check(Dataset("faces drawn by the program", EMOTIONS, splits))
+    return dataset.prepare(Dataset("faces drawn by the program", EMOTIONS, splits))
 
 
 def images_and_targets(data: Dataset, name: str, teachers: list[Path] = ()) -> tuple[np.ndarray, np.ndarray]:
@@ -80,25 +81,25 @@ def images_and_targets(data: Dataset, name: str, teachers: list[Path] = ()) -> t
 
 def teacher_probabilities(teacher: Path, images: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
     """What the model in the file `teacher` predicts of images, float32 (n, classes)."""
-    classifier = Classifier(teacher)
+    classifier = Classifier.load(teacher)
     if classifier.labels != labels:
         raise UserError(f"--teacher {teacher}: knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
     print(f"{teacher} looks at {len(images)} images ...", flush=True)
-    return classifier.probabilities(images, mirrored=True)
+    return classifier.predict_proba(images, flip_tta=True)
 
 
 def starting_point(options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]) -> tuple[str, list]:
     """The name of the network to train, and the weights of the model --start to begin with; empty without."""
     if not options.start:
         return options.network or "compact", []
-    model, classifier, voted = options.start, Classifier(options.start), data.splits["train"].votes is not None
-    name, weights = classifier.facts.get("network"), classifier.network.get_weights()
+    model, metadata, (weights, votes) = options.start, read_metadata(options.start), read_weights(options.start)
+    name, voted = metadata.get("network"), data.splits["train"].votes is not None
     # list: what a file says may be of any type
-    if name not in list(networks) or classifier.labels != data.labels or classifier.votes != voted:
+    if name not in list(networks) or tuple(metadata["labels"]) != data.labels or bool(votes) != voted:
         knows = f"knows {', '.join(data.labels)}, in this order, and {'has' if voted else 'has not'} learned from votes"
         raise UserError(f"--start {model}: takes a model of train.py that {knows}")
     if voted:  # the outputs for labels and for votes, side by side as they are learned
-        *weights, kernel, bias, votes_kernel, votes_bias = weights
+        (*weights, kernel, bias), (votes_kernel, votes_bias) = weights, votes
         weights += [np.hstack([kernel, votes_kernel]), np.hstack([bias, votes_bias])]
     expected = networks[name](weights[-1].size, None).get_weights()
     if [array.shape for array in weights] != [array.shape for array in expected]:
@@ -152,8 +153,8 @@ def learning_rate_schedule(peak: float, options: argparse.Namespace) -> keras.ca
 def draw_images(data: Dataset, options: argparse.Namespace, directory: Path) -> None:
     """Draw the data set into `directory`, and show a part of it if the options say so; in the primary process."""
     if distributed.is_primary():
-        report.draw_distribution(data, directory / "distribution.png")
-        report.draw_samples(data, options.show or data.labels[0], directory / "samples.png")
+        report.plot_distribution(data, directory / "distribution.png")
+        report.plot_samples(data, options.show or data.labels[0], directory / "samples.png")
         if options.show:
             show_image(directory / "samples.png")
 

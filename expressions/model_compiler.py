@@ -1,0 +1,319 @@
+"""What runs in the limited process: validate a model file, read its weights, and compile its network to LiteRT.
+
+A LiteRT file needs no TensorFlow to run, and is faster than Keras. See `model_file.run_sandboxed` for the other side.
+"""
+
+import contextlib
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from expressions import IMAGE_SIZE, UserError
+from expressions.classifier import Classifier, CompiledNetwork
+from expressions.files import suppress_output
+from expressions.model_file import MAX_FILE_BYTES, SCALINGS, check_path, digest, read_text_attribute
+
+# A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
+LAYERS = {
+    "Activation", "Add", "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D", "Dense", "DepthwiseConv2D",
+    "Dropout", "ELU", "Flatten", "Functional", "GaussianDropout", "GaussianNoise", "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D", "InputLayer", "LayerNormalization", "LeakyReLU", "MaxPooling2D", "Model", "Multiply", "PReLU",
+    "ReLU", "Rescaling", "Reshape", "SeparableConv2D", "Sequential", "Softmax", "SpatialDropout2D", "ZeroPadding2D",
+    "__keras_tensor__",  # in the place of a layer's input
+}  # fmt: skip
+TRAINED_WITH = ("_initializer", "_regularizer", "_constraint")  # endings of what only matters in training
+# bounds of a file's HDF5 objects and text, far above those of networks that people use
+MAX_OBJECTS, MAX_DEPTH, MAX_TEXT_BYTES, MAX_IMAGE_SIZE = 2**15, 64, 2**24, 512
+# of this process: a network of 700 layers takes NN s and N GB
+MAX_CPU_SECONDS, MAX_MEMORY_BYTES = 90, 2**32
+TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
+SAMPLES = 64  # faces on which both have to agree
+
+
+def check_main() -> None:
+    """Do what `model_file.run_sandboxed` asks for, within limits, and write the result to stdout."""
+    limit_resources()
+    action, path, given = sys.argv[2:]
+    with suppress_output():
+        result = run(action, path, **json.loads(given))
+    sys.stdout.buffer.write(result)
+
+
+def limit_resources() -> None:
+    """Limit processor time, memory and the size of files of this process."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS,) * 2)
+        # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES,) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MAX_FILE_BYTES,) * 2)
+
+
+def run(action: str, path: str, **given: object) -> bytes:
+    """The metadata as a line of JSON and the content for `action`; or an error message as a JSON text."""
+    try:
+        metadata, config = validate_model_file(path, **given)
+        content = b""
+        if action == "weights":
+            content = dump_weights(path)
+        elif action == "compile":
+            content = compile_network(path, metadata, config)
+    except UserError as error:
+        return json.dumps(str(error)).encode()
+    return json.dumps(metadata).encode() + b"\n" + content
+
+
+def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
+    """Check that a model file is safe to load and says what it needs.
+
+    Args:
+        path: The file.
+        given: Metadata that replaces the file's own: labels, scaling.
+
+    Returns:
+        The metadata, and the network's configuration, see `sanitize_config`.
+
+    Raises:
+        UserError: It is missing, damaged or too large, has a layer that is not in LAYERS, refers to other files, or has
+            no labels or scaling.
+    """
+    path = Path(path)
+    check_path(path)
+    try:
+        with h5py.File(path) as file:
+            check_objects(file, path)
+            texts = [read_text_attribute(file, name) for name in ("facts", "model_config")]
+            metadata, config = parse_metadata(*texts, given, path)
+            # whoever removed the metadata, to add his own, can't have kept the digest right
+            expected = read_text_attribute(file, "digest") if texts[0] is not None else None
+            if expected and expected != digest(file):
+                raise UserError(f"{path}: some of it has changed since it was written; copy or train it again")
+    except UserError:
+        raise
+    except Exception:  # whatever h5py makes of a damaged file
+        raise UserError(f"{path}: not a whole .h5 file; copy or train it again") from None
+    if path.suffix not in (".h5", ".hdf5") or path.stem.endswith(".weights"):  # by which Keras tells what is in it
+        raise UserError(f"{path}: the name of a model file has to end in .h5, and not in .weights.h5; rename it")
+    labels, scaling = metadata.get("labels"), metadata.get("scaling")
+    if labels and len(set(labels)) < len(labels):
+        raise UserError(f"{path}: two of its labels are the same: {', '.join(labels)}")
+    if not labels or not scaling:
+        raise UserError(
+            f"{path}: doesn't tell its labels and scaling; use a model that train.py wrote, "
+            "or to measure another one, give train.py --labels and --scaling"
+        )
+    return metadata, config
+
+
+def parse_metadata(metadata: str | None, config: str | None, given: dict, path: str | Path) -> tuple[dict, dict]:
+    """Parse and check the JSON texts of a model file: its metadata, replaced by `given`, and its configuration."""
+    if config is None:
+        raise UserError(f"{path}: holds weights but no network; save the whole model, as train.py does")
+    try:
+        metadata, config = json.loads(metadata or "{}") | given, json.loads(config)
+        labels, scaling, seed = metadata.get("labels"), metadata.get("scaling"), metadata.get("seed", 0)
+        usable = labels is None or (isinstance(labels, list) and all(map(str.isprintable, labels)))
+        usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= metadata.get("temperature", 1) <= 100
+        usable = usable and isinstance(seed, int) and 0 <= seed < 2**32
+        config = sanitize_config(config, path)
+        usable = usable and isinstance(config["config"]["layers"], list) and isinstance(config["class_name"], str)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        usable = False
+    if not usable:
+        raise UserError(f"{path}: its description is damaged; train it again")
+    return metadata, config
+
+
+def sanitize_config(config: object, path: str | Path) -> object:
+    """Reduce a network's configuration to what computing with it takes, in float32 and for images of a fixed size.
+
+    Raises:
+        UserError: It names a class that is not in LAYERS, and so could run code.
+    """
+    if isinstance(config, list):
+        return [sanitize_config(item, path) for item in config]
+    if not isinstance(config, dict):
+        return config
+    name = config.get("class_name")
+    if name is not None:
+        module, registered = config.get("module") or "keras", config.get("registered_name") or name
+        listed = isinstance(name, str) and name in LAYERS and registered == name
+        if not listed or str(module).split(".")[0] != "keras":
+            raise UserError(f"{path}: holds {name!r:.80}, which this program doesn't know and so doesn't load")
+        config = {key: config[key] for key in ("class_name", "config", "name", "inbound_nodes") if key in config}
+    clean = {}
+    for key, value in config.items():
+        if key == "dtype":
+            value = "float32"
+        elif key in ("batch_shape", "batch_input_shape", "build_input_shape") and isinstance(value, list):
+            value = [None, *(length or IMAGE_SIZE for length in value[1:])]
+        if not key.endswith(TRAINED_WITH):
+            clean[key] = sanitize_config(value, path)
+    if name in ("DepthwiseConv2D", "SeparableConv2D"):
+        clean["config"].pop("groups", None)  # Keras 2 wrote it though it meant nothing
+    return clean
+
+
+def check_objects(file: h5py.File, path: Path) -> None:
+    """Raise UserError unless an open HDF5 file is what Keras writes: a tree of groups, plain arrays and texts.
+
+    Links and arrays can lead to other files of this computer or in circles; compressed or empty arrays can unpack to
+    far more than the file holds.
+    """
+    waiting, seen, file_bytes, array_bytes = [file["/"]], set(), path.stat().st_size, 0
+    while waiting:
+        item = waiting.pop()
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:
+            raise UserError(f"{path}: holds a part in two places; don't use it")
+        seen.add(address)
+        is_group, is_array = isinstance(item, h5py.Group), isinstance(item, h5py.Dataset)
+        types = [item.attrs.get_id(name).dtype for name in item.attrs]
+        if (
+            not (is_group or is_array)
+            or (is_array and item.dtype.kind not in "biuf")
+            or any(each.kind not in "biufSU" and not h5py.check_string_dtype(each) for each in types)
+        ):
+            raise UserError(f"{path}: holds something else than groups, numbers and texts; don't use it")
+        if is_array:
+            if item.external or item.is_virtual:
+                raise UserError(f"{path}: keeps weights in another file; don't use it")
+            size = math.prod(item.shape) * item.dtype.itemsize
+            array_bytes += size
+            if item.chunks or item.id.get_storage_size() != size or array_bytes > file_bytes:
+                raise UserError(f"{path}: some of its weights are missing or compressed; save it again with Keras")
+        elif item.name.count("/") > MAX_DEPTH or len(seen) + len(waiting) + len(item) > MAX_OBJECTS:
+            raise UserError(f"{path}: holds more parts than this program takes; don't use it")
+        else:
+            if not all(isinstance(item.get(name, getlink=True), h5py.HardLink) for name in item):
+                raise UserError(f"{path}: links to another file; don't use it")
+            waiting += item.values()
+    if file_bytes - array_bytes > MAX_TEXT_BYTES:
+        raise UserError(f"{path}: holds more text than this program takes; don't use it")
+
+
+def dump_weights(path: str | Path) -> bytes:
+    """The weights of a model file as an .npz file; see `model_file.read_weights`."""
+    content = io.BytesIO()
+    try:
+        with h5py.File(path) as file:
+            layers = [file["model_weights"][name] for name in file["model_weights"].attrs["layer_names"]]
+            weights = [layer[name][()] for layer in layers for name in layer.attrs["weight_names"]]
+        votes = dict(zip(("kernel", "bias"), read_votes_layer(path) or (), strict=False))
+        np.savez(content, *(np.float32(each) for each in weights), **votes)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError):
+        raise UserError(f"{path}: its weights are damaged; copy or train it again") from None
+    check_finite(weights, path)
+    return content.getvalue()
+
+
+def read_votes_layer(path: str | Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The kernel and bias of the layer that predicts votes, None without one; see `model_file.write_votes_layer`."""
+    with h5py.File(path) as file:
+        if "votes" not in file:
+            return None
+        try:
+            votes = np.float32(file["votes/kernel"]), np.float32(file["votes/bias"])
+        except (KeyError, TypeError, AttributeError, OSError):
+            raise UserError(f"{path}: its layer for votes is damaged; copy or train it again") from None
+    check_finite(votes, path)
+    return votes
+
+
+def check_finite(weights, path):
+    if not all(np.isfinite(each).all() for each in weights):
+        raise UserError(f"{path}: some of its weights are no numbers but NaN or infinity; train it again")
+
+
+def complete_network(network, votes, labels, path=""):
+    """Let a Keras network give logits, and votes too.
+
+    Args:
+        network: A Keras model whose last layer gives logits or probabilities for `labels`.
+        votes: As `read_votes_layer` returns.
+        labels: The class names.
+        path: Named in errors.
+
+    Returns:
+        A Keras model that gives float32 (n, columns): a column for each label and, with `votes`, one for each of its
+        answers.
+
+    Raises:
+        UserError: The layer for votes doesn't fit, or weights are NaN or infinite.
+    """
+    import keras
+
+    check_finite(network.get_weights(), path)
+    last, outputs = network.layers[-1], network.outputs[0]
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
+    if votes:
+        features = network.layers[-2].output
+        if [part.shape for part in votes] != [(features.shape[-1], len(labels) + 1), (len(labels) + 1,)]:
+            raise UserError(f"{path}: its layer for votes doesn't fit its network; train it again")
+        layer = keras.layers.Dense(len(labels) + 1, name="votes")
+        outputs = keras.ops.concatenate([outputs, layer(features)], axis=1)
+        layer.set_weights(votes)
+    return keras.Model(network.inputs, outputs)
+
+
+def build_network(path, config, labels):
+    """Build the Keras model of a model file from its configuration, and load its weights."""
+    import keras
+
+    kind = keras.Sequential if config["class_name"] == "Sequential" else keras.Model
+    network = kind.from_config(config["config"])
+    takes, gives = tuple(network.input_shape), tuple(network.output_shape)
+    if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
+        raise UserError(f"{path}: takes input of the shape {takes}, not square pictures with 1 or 3 channels")
+    if takes[1] > MAX_IMAGE_SIZE:
+        raise UserError(f"{path}: takes pictures of {takes[1]} pixels a side; {MAX_IMAGE_SIZE} are the most")
+    if gives != (None, len(labels)):
+        raise UserError(f"{path}: gives output of the shape {gives}, not one value for each of {labels}")
+    network.load_weights(path)
+    return network
+
+
+def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
+    """Compile the network of a validated model file to LiteRT.
+
+    Returns:
+        A LiteRT file. Its network takes float32 (n, size, size, channels) and gives logits; see `complete_network`.
+
+    Raises:
+        UserError: Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
+    """
+    try:
+        import tensorflow  # its converter has no other home
+
+        network = complete_network(
+            build_network(path, config, metadata["labels"]), read_votes_layer(path), metadata["labels"], path
+        )
+        # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
+        faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
+        expected = predict_all(Classifier(network, metadata), faces)  # before the converter, which takes longer
+        content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
+        compiled = Classifier(CompiledNetwork(content), metadata)
+        actual, first = predict_all(compiled, faces), predict_all(compiled, faces[:1])
+    except ImportError:
+        raise UserError("a model is compiled by TensorFlow once; install it: pip install tensorflow") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever Keras and TensorFlow make of a damaged file
+        first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(f"{path}: Keras can't load this model ({first_line[:200]}); train it again") from None
+    same_label = (actual.argmax(axis=2) == expected.argmax(axis=2)).all()
+    if not same_label or max(np.abs(actual - expected).max(), np.abs(first - expected[:, :1]).max()) > TOLERANCE:
+        raise UserError(f"{path}: its compiled network differs from Keras's; train it again")
+    return content
+
+
+def predict_all(classifier, faces):
+    """The probabilities of labels, and of votes if there are any: float32 (1 or 2, n, classes)."""
+    return np.array([classifier.predict_proba(faces, votes=votes) for votes in {False, classifier.has_votes}])

@@ -1,0 +1,174 @@
+"""The model file: a Keras .h5 that carries its own metadata, and the limited process that opens it.
+
+The metadata is JSON in the attribute `facts` of the file's root; nothing is inferred from a file name. A model file may
+come from a stranger, so this process never opens one: `run_sandboxed` starts another that does.
+"""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from expressions import RESCALE, UserError
+from expressions.files import atomic_write
+
+# from pixels (0 to 255) to what a network was trained on
+SCALINGS = {
+    "unit": lambda pixels: pixels * np.float32(RESCALE),  # 0 to 1
+    "symmetric": lambda pixels: pixels * np.float32(2 * RESCALE) - 1,  # -1 to 1
+    "pixels": lambda pixels: pixels,  # 0 to 255
+    "standardised": lambda pixels: (  # mean 0 and standard deviation 1 over each image
+        (pixels - pixels.mean(axis=(1, 2), keepdims=True)) / np.maximum(pixels.std(axis=(1, 2), keepdims=True), 1e-6)
+    ),
+}
+MAX_FILE_BYTES = 2**30
+MAX_SECONDS = 120  # for the other process; it limits its processor time and memory itself
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """Read the metadata of a model file, such as labels, scaling, temperature and metrics.
+
+    Raises:
+        UserError: The file is missing, damaged or unsafe, or has no labels or scaling.
+    """
+    return run_sandboxed("metadata", path)[0]
+
+
+def read_weights(path: str | os.PathLike) -> tuple[list[np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
+    """Read the weights of a model file that train.py wrote.
+
+    Returns:
+        The network's weights in the order of Keras's `get_weights`, and the kernel and bias of the layer that predicts
+        votes, None without one. All are float32 and finite.
+
+    Raises:
+        UserError: As `read_metadata`.
+    """
+    with np.load(io.BytesIO(run_sandboxed("weights", path)[1])) as arrays:
+        votes = (arrays["kernel"], arrays["bias"]) if "kernel" in arrays else None
+        return [arrays[name] for name in arrays if name.startswith("arr_")], votes
+
+
+def write_metadata(path: str | os.PathLike, metadata: dict) -> None:
+    """Replace the metadata of a model file.
+
+    Args:
+        path: The file.
+        metadata: JSON values: labels (in the order of the outputs), scaling (a name in SCALINGS), perhaps a
+            temperature, and whatever else should travel with the network, such as metrics, data and versions.
+    """
+    with h5py.File(path, "r+") as file:
+        file.attrs["facts"] = json.dumps(metadata)
+        file.attrs["digest"] = digest(file)
+
+
+def write_votes_layer(path: str | os.PathLike, kernel: np.ndarray, bias: np.ndarray) -> None:
+    """Add the layer that predicts votes from the features before the last layer to a model file.
+
+    Args:
+        path: The file.
+        kernel: float32 (features, classes + 1); the last column is for other answers.
+        bias: float32 (classes + 1).
+    """
+    with h5py.File(path, "r+") as file:
+        file["votes/kernel"], file["votes/bias"] = kernel, bias
+        file.attrs["digest"] = digest(file)
+
+
+def convert_to_float16(path: str | os.PathLike) -> None:
+    """Make a model file half as large: store its float32 weights as float16.
+
+    Keras reads them into float32 again, and computes with those.
+    """
+    with atomic_write(path) as partial, h5py.File(path) as file, h5py.File(partial, "w") as converted:
+
+        def copy(name, item):
+            if isinstance(item, h5py.Group):
+                copied = converted.create_group(name)
+            else:
+                values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
+                copied = converted.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
+            copied.attrs.update(item.attrs)
+
+        converted.attrs.update(file.attrs)
+        file.visititems(copy)
+        converted.attrs["digest"] = digest(converted)
+
+
+def digest(file: h5py.File) -> str:
+    """SHA-256 of the metadata, the network and the weights in an open model file, to detect damage."""
+    sha256 = hashlib.sha256(f"{read_text_attribute(file, 'facts')}{read_text_attribute(file, 'model_config')}".encode())
+
+    def add(name, item):
+        if isinstance(item, h5py.Dataset):
+            sha256.update(name.encode() + item[()].tobytes())
+
+    file.visititems(add)
+    return sha256.hexdigest()
+
+
+def read_text_attribute(file: h5py.File, name: str) -> str | None:
+    """The text in an attribute of an open model file, None without it; ValueError if it is something else."""
+    value = file.attrs.get(name)
+    value = value.decode() if isinstance(value, bytes) else value
+    if not isinstance(value, str | None):
+        raise ValueError(name)
+    return value
+
+
+def check_path(path: str | os.PathLike) -> None:
+    """Raise UserError unless `path` is a readable file with the name and size of a model file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such model file; train one with train.py, or name another one")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(f"{path}: larger than {MAX_FILE_BYTES / 1e9:.1f} GB, which no model for faces has to be")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: can't be read; check its permissions")
+
+
+def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tuple[dict, bytes]:
+    """Open a model file in another process with limited time, memory and output; see `model_compiler.check_main`.
+
+    Args:
+        action: "metadata", "weights" or "compile".
+        path: The model file.
+        given: Metadata that replaces the file's own: labels, scaling.
+
+    Returns:
+        The metadata; and for "weights" an .npz file, for "compile" a LiteRT file.
+
+    Raises:
+        UserError: The file is missing, damaged or unsafe, lacks metadata, or takes more than the limits.
+    """
+    check_path(path)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from expressions import model_compiler as m; m.check_main()"
+    # -P: nor does it import from the working directory, where a stranger's files may be
+    command = [sys.executable, "-Pc", code, str(Path(__file__).parents[1]), action, os.path.abspath(path)]
+    # TensorFlow's converter writes temporary files; a process that is stopped leaves them behind
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+        environment = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1", "TMPDIR": folder}
+        try:
+            subprocess.run(
+                [*command, json.dumps(given)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | environment,
+                timeout=MAX_SECONDS,
+            )
+            output.seek(0)
+            first_line, _, content = output.read().partition(b"\n")
+            metadata = json.loads(first_line)
+        except (subprocess.TimeoutExpired, ValueError):  # it was stopped, or HDF5 or TensorFlow crashed
+            metadata = f"{path}: damaged, or takes more time or memory than a model for faces needs; don't use it"
+    if isinstance(metadata, str):  # an error message
+        raise UserError(metadata.replace(os.path.abspath(path), str(path)))
+    return metadata, content
