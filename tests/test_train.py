@@ -334,7 +334,7 @@ def test_the_learning_rate_climbs_and_falls_and_keeps_what_is_taken_off_it():
 
     np.testing.assert_allclose(rates(None)[:3], [0.05, 0.1, 0.1 * 18 / 19])
     np.testing.assert_allclose(np.diff(rates(None)[1:]), -0.1 / 19)
-    assert rates(None)[-1] == pytest.approx(0.1 / 19) and set(rates("model.h5")) == {0.1}
+    assert rates(None)[-1] == pytest.approx(0.1 / 19) and set(rates("model.h5").tolist()) == {0.1}
     np.testing.assert_allclose(rates(None, 0.5)[10:], rates(None)[10:] / 2)
 
 

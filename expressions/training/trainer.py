@@ -146,7 +146,7 @@ def learning_rate_schedule(peak: float, options: argparse.Namespace) -> keras.ca
         rates[:] = peak
     # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
     return keras.callbacks.LearningRateScheduler(
-        lambda epoch, rate: float(rate * rates[epoch] / rates[epoch - 1] if epoch else rates[0])
+        lambda epoch, rate: float(rate * (rates[epoch] / rates[epoch - 1]) if epoch else rates[0])
     )
 
 
