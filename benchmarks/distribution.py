@@ -25,8 +25,8 @@ PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import train
-train.fastest_policy, train.HERE = lambda: "float32", train.Path(sys.argv[1])  # where there is no data set
-train.SYNTHETIC_FACES = {{"train": {PER_CLASS}, "validation": 1}}
+train.DATA = train.Path(sys.argv[1])  # where there is no data set
+train.trainer.DRAWN_FACES = {{"train": {PER_CLASS}, "validation": 1}}
 sys.exit(train.main(sys.argv[2:]))
 """
 # batch size, cores of each process, devices of each
@@ -62,6 +62,7 @@ def measure(batch, cores, devices):
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.h5"
         command = [sys.executable, "-c", PROGRAM, folder, "--model", model, "--epochs", EPOCHS, "--batch-size", batch]
+        command += ["--precision", "float32"]
         processes = []
         for number, own in enumerate(cores):
             if len(cores) > 1:

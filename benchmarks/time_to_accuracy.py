@@ -87,21 +87,23 @@ def train_classic(data, history):
     from expressions import RESCALE
     from expressions.training import dataset
     from expressions.training.augmentation import ImageDataGenerator
-    from expressions.training.callbacks import Stopwatch
+    from expressions.training.callbacks import EpochTimer
     from train import callbacks, keras  # set up as in the program
 
     keras.utils.set_random_seed(0)
     faces = dataset.load(data)
     faces = faces._replace(splits={name: split._replace(votes=None) for name, split in faces.splits.items()})
+    generators = {"train": ImageDataGenerator(rescale=RESCALE, horizontal_flip=True)}
+    generators["validation"] = ImageDataGenerator(rescale=RESCALE)
     flows = {
-        "train": train.flow(ImageDataGenerator(rescale=RESCALE, horizontal_flip=True), faces, "train", 64),
-        "validation": train.flow(ImageDataGenerator(rescale=RESCALE), faces, "validation", 64),
+        name: generator.flow(*train.trainer.images_and_targets(faces, name), batch_size=64, shuffle=name == "train")
+        for name, generator in generators.items()
     }
     network = train.classic_network(len(faces.labels), "softmax")
     network.compile(keras.optimizers.Adam(5e-4), "categorical_crossentropy", metrics=["accuracy"])
     plateau = callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.1, patience=2, min_lr=1e-5)
     ending = callbacks.EarlyStopping(monitor="val_loss", patience=6)
-    steps = [plateau, ending, Stopwatch(), callbacks.CSVLogger(history)]
+    steps = [plateau, ending, EpochTimer(), callbacks.CSVLogger(history)]
     network.fit(flows["train"], validation_data=flows["validation"], epochs=1000, callbacks=steps, verbose=0)
 
 

@@ -9,6 +9,7 @@ Peak: a large single-precision matrix product with the same backend; the share o
 100 % where 16 bits are faster.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -19,8 +20,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from expressions import EMOTIONS
+from expressions import EMOTIONS, RESCALE
 from expressions.training import dataset, synthetic
+from expressions.training.augmentation import ImageDataGenerator, random_erasing
+from expressions.training.trainer import choose_precision
 from train import keras  # set up as in the program
 
 IMAGES_IN_FER2013 = 28_218  # train split, without those that stand in validation too
@@ -28,32 +31,29 @@ BATCH, ROUNDS, STEPS = 64, 5, 8
 
 
 def main():
-    images, labels = synthetic.draw_faces(100, seed=0)
-    data = dataset.Dataset("drawn", EMOTIONS, {"train": dataset.Split(images, labels)})
-    generator, plain = train.generators(train.FROM_SCRATCH)
-    flows = {"OpenCV": train.flow(generator, data, "train", BATCH)}
+    drawn = dataset.Split(*synthetic.draw_faces(100, seed=0))
+    data = dataset.Dataset("drawn", EMOTIONS, {"train": drawn, "validation": drawn})
+    recipe, options = train.FROM_SCRATCH, argparse.Namespace(batch_size=BATCH, seed=0, teacher=[])
+    batches, _ = train.make_batches(data, recipe, options)
+    flows = {"OpenCV": lambda: [batches[index] for index in range(STEPS)]}
     try:
         import scipy
 
-        for name in (
-            "rotation_range",
-            "width_shift_range",
-            "height_shift_range",
-            "zoom_range",
-            "horizontal_flip",
-            "preprocessing_function",
-        ):
-            setattr(plain, name, getattr(generator, name))
-        flows[f"SciPy {scipy.__version__}"] = train.flow(plain, data, "train", BATCH)
+        random = np.random.default_rng(0)
+        generator = ImageDataGenerator(
+            rescale=RESCALE, rotation_range=recipe.rotation, zoom_range=recipe.zoom, horizontal_flip=True,
+            width_shift_range=recipe.shift, height_shift_range=recipe.shift,
+            preprocessing_function=lambda image: random_erasing(image, recipe.erasing, random),
+        )  # fmt: skip
+        flow = generator.flow(batches.images, batches.targets, batch_size=BATCH)
+        flows[f"SciPy {scipy.__version__}"] = lambda: [next(flow) for _ in range(STEPS)]
     except ImportError:
         print("SciPy is not installed: OpenCV's warp alone")
-    compare(
-        "images/s warped", {name: lambda flow=flow: [next(flow) for _ in range(STEPS)] for name, flow in flows.items()}
-    )
+    compare("images/s warped", flows)
 
-    batch = next(flows["OpenCV"])
+    batch = batches[0]
     steps, costs = {}, {}
-    for policy in dict.fromkeys([train.fastest_policy(), "float32"]):
+    for policy in dict.fromkeys([choose_precision("auto"), "float32"]):
         keras.config.set_dtype_policy(policy)
         for name, build in train.NETWORKS.items():
             network = build(len(EMOTIONS), "softmax")

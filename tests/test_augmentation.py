@@ -1,13 +1,12 @@
-"""OpenCV's warp does what ImageDataGenerator's parameters say; what is made ahead is the same."""
+"""OpenCV's warp does what ImageDataGenerator's parameters say; random numbers follow from seed, epoch and batch."""
 
 from concurrent.futures import ThreadPoolExecutor
 
-import keras
 import numpy as np
 import pytest
 
 from expressions.training import synthetic
-from expressions.training.augmentation import Ahead, OpenCVImageDataGenerator, erase
+from expressions.training.augmentation import OpenCVImageDataGenerator, random_erasing
 
 REST = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": False}
 
@@ -54,32 +53,86 @@ def test_everything_at_once_in_keras_s_order(face):
 
 
 @pytest.mark.parametrize("option", [{"shear_range": 5}, {"vertical_flip": True}, {"fill_mode": "wrap"}])
-def test_options_that_it_does_not_know_are_refused(face, option):
+def test_options_that_it_does_not_know_are_refused(option):
     with pytest.raises(ValueError, match="rotation, shift, zoom"):
-        for _ in range(50):
-            OpenCVImageDataGenerator(**option).random_transform(face)
+        OpenCVImageDataGenerator(**option)
 
 
-def test_options_bound_the_warp_and_numpy_s_seed_decides_it(face):
+@pytest.fixture
+def batches(face):
+    """Of 45 images, each of which has its number as its target, with every kind of augmentation."""
     generator = OpenCVImageDataGenerator(
-        rescale=1 / 255, rotation_range=10, width_shift_range=0.1, zoom_range=0.1, horizontal_flip=True
+        erasing_probability=0.5, rescale=1 / 255, rotation_range=10, width_shift_range=0.1, height_shift_range=0.1,
+        zoom_range=0.1, horizontal_flip=True,
+    )  # fmt: skip
+    images = np.repeat(face[None].astype(np.uint8), 45, axis=0)
+    return generator.flow(images, np.arange(45), batch_size=16, shuffle=True, seed=4)
+
+
+def same(batch, other):
+    return all((first == second).all() for first, second in zip(batch, other, strict=True))
+
+
+def test_options_bound_the_warp_and_the_seed_decides_it(batches):
+    images, targets, weights = batches[0]
+    assert images.shape == (16, 48, 48, 1) and images.dtype == np.float32 and weights.tolist() == [1] * 16
+    assert 0 <= images.min() and images.max() <= 1
+    assert len({image.tobytes() for image in images}) == 16
+    assert same(batches[0], batches[0])
+    again = batches.generator.flow(batches.images, batches.targets, batch_size=16, shuffle=True, seed=4)
+    other = batches.generator.flow(batches.images, batches.targets, batch_size=16, shuffle=True, seed=5)
+    assert same(again[0], batches[0]) and not same(other[0], batches[0])
+
+
+def test_every_parameter_is_drawn_within_its_bounds_on_both_sides():
+    generator = OpenCVImageDataGenerator(
+        rotation_range=10, width_shift_range=0.1, height_shift_range=0.2, zoom_range=0.3, horizontal_flip=True
     )
-    images = np.repeat(face[None], 32, axis=0)
-    np.random.seed(4)
-    first = next(generator.flow(images, batch_size=32, shuffle=False))
-    np.random.seed(4)
-    again = next(generator.flow(images, batch_size=32, shuffle=False))
-    np.testing.assert_array_equal(first, again)
-    assert first.shape == (32, 48, 48, 1) and first.dtype == np.float32
-    assert 0 <= first.min() and first.max() <= 1
-    assert len({image.tobytes() for image in first}) == 32
+    random = np.random.default_rng(0)
+    drawn = [generator.get_random_transform((50, 100, 1), random) for _ in range(2000)]
+    bounds = {"theta": (-10, 10), "tx": (-10, 10), "ty": (-10, 10), "zx": (0.7, 1.3), "zy": (0.7, 1.3)}
+    for name, (low, high) in bounds.items():
+        values = np.array([parameters[name] for parameters in drawn])
+        assert low <= values.min() < low + 0.05 * (high - low) and high - 0.05 * (high - low) < values.max() <= high
+        assert values.mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
+    assert 0.45 < np.mean([parameters["flip_horizontal"] for parameters in drawn]) < 0.55
+    assert OpenCVImageDataGenerator().get_random_transform((50, 100, 1), 0) == REST
+
+
+def test_the_order_in_which_threads_ask_for_batches_does_not_matter(batches):
+    expected = [batches[index] for index in range(3)]
+    np.random.seed(3)  # nor do NumPy's global random numbers
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as threads:
+            futures = {index: threads.submit(batches.__getitem__, index) for index in (2, 0, 1)}
+        assert all(same(futures[index].result(), expected[index]) for index in range(3))
+
+
+def test_every_epoch_has_an_order_and_warps_of_its_own_that_come_again(batches):
+    epochs = []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        epochs.append([batches[index] for index in range(3)])
+        assert sorted(np.concatenate([targets for _, targets, _ in epochs[-1]])) == list(range(45))
+    seen = [image.tobytes() for epoch in epochs for images, _, _ in epoch for image in images]
+    assert len(set(seen)) == 3 * 45 and not (epochs[0][0][1] == epochs[1][0][1]).all()
+    batches.set_epoch(1)  # as a run does that is resumed after the first
+    assert all(same(batches[index], epochs[1][index]) for index in range(3))
+
+
+def test_without_shuffling_images_keep_their_order(batches):
+    plain = OpenCVImageDataGenerator(rescale=1 / 255).flow(batches.images, batches.targets, 16, shuffle=False)
+    for epoch in range(2):
+        plain.set_epoch(epoch)
+        images, targets, _ = (np.concatenate(parts) for parts in zip(*plain, strict=True))
+        assert targets.tolist() == list(range(45))
+        np.testing.assert_array_equal(images, batches.images * np.float32(1 / 255))
 
 
 def test_erasing_takes_one_rectangle_of_half_the_images():
-    np.random.seed(0)
-    erased = 0
+    random, erased = np.random.default_rng(0), 0
     for _ in range(400):
-        image = erase(np.full((48, 48, 1), -1, np.float32), 0.5)
+        image = random_erasing(np.full((48, 48, 1), -1, np.float32), 0.5, random)
         rows, columns = np.nonzero(image[:, :, 0] != -1)
         if not rows.size:
             continue
@@ -90,35 +143,16 @@ def test_erasing_takes_one_rectangle_of_half_the_images():
     assert 160 < erased < 240
 
 
-class Drawn(keras.utils.PyDataset):
-    """Batches of random numbers; the one of the number `bad` fails."""
+def test_a_batch_that_fails_does_not_hold_up_the_others(batches, monkeypatch):
+    standardize = batches.generator.standardize
+    bad = iter([True])
 
-    def __init__(self, bad=None):
-        super().__init__()
-        self.bad = bad
+    def fail_once(image):
+        if next(bad, False):
+            raise OSError("no such image")
+        return standardize(image)
 
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        if index == self.bad:
-            raise OSError("no such batch")
-        return np.random.random(3)
-
-
-def test_batches_made_ahead_are_drawn_in_their_order():
-    np.random.seed(3)
-    expected = [Drawn()[index] for index in range(6)]
-    ahead = Ahead(Drawn())
-    for _ in range(2):  # epochs
-        np.random.seed(3)
-        with ThreadPoolExecutor(2) as threads:  # the later one of two asks first
-            futures = {index: threads.submit(ahead.__getitem__, index) for index in (1, 0, 3, 2, 5, 4)}
-        np.testing.assert_array_equal([futures[index].result() for index in range(6)], expected)
-
-
-def test_a_batch_that_fails_does_not_hold_up_the_others():
-    ahead = Ahead(Drawn(bad=1))
+    monkeypatch.setattr(batches.generator, "standardize", fail_once)
     with ThreadPoolExecutor(2) as threads:
-        futures = [threads.submit(ahead.__getitem__, index) for index in range(6)]
-    assert [future.exception(timeout=10) is not None for future in futures] == [False, True, *[False] * 4]
+        futures = [threads.submit(batches.__getitem__, index) for index in range(3)]
+    assert [future.exception(timeout=10) is not None for future in futures].count(True) == 1

@@ -1,5 +1,7 @@
 """What training and the webcam agree on: one label order, one way to the network's input."""
 
+from argparse import Namespace
+
 import cv2
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from expressions.inference import overlay
 from expressions.inference.types import Box
 from expressions.training import dataset, readers, synthetic
 
+OPTIONS = Namespace(batch_size=56, seed=0, teacher=[])
+
 
 def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tensor_bit_for_bit(data_folder, trained):
     data = dataset.load(data_folder)
-    _, plain = train.generators(train.FROM_SCRATCH)
-    images, _ = next(train.flow(plain, data, "validation", 21))
+    images = train.make_batches(data, train.FROM_SCRATCH, OPTIONS)[1][0][0]
     files = [file for label in EMOTIONS for file in sorted((data_folder / "validation" / label).iterdir())]
     classifier = Classifier.load(trained)
     for file, from_training in zip(files, images, strict=True):
@@ -30,11 +33,10 @@ def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tens
 
 def test_augmented_images_have_the_scale_of_plain_ones_and_keep_their_labels(data_folder):
     data = dataset.load(data_folder)
-    augmented, plain = (
-        next(train.flow(generator, data, "train", 56)) for generator in train.generators(train.FROM_SCRATCH)
-    )
+    unchanged = train.FROM_SCRATCH._replace(rotation=0, shift=0, zoom=0, erasing=0)
+    augmented, plain = (train.make_batches(data, recipe, OPTIONS)[0][0] for recipe in (train.FROM_SCRATCH, unchanged))
     assert augmented[0].mean() == pytest.approx(plain[0].mean(), abs=0.05) and augmented[0].max() <= 1
-    for images, one_hot in (augmented, plain):  # shuffled: the nearest original tells which image it was
+    for images, one_hot, _ in (augmented, plain):  # shuffled: the nearest original tells which image it was
         originals = data.splits["train"].images.astype(np.float32).reshape(56, -1) / 255
         nearest = [((originals - image.ravel()) ** 2).sum(axis=1).argmin() for image in images]
         right = data.splits["train"].labels[nearest] == one_hot.argmax(axis=1)

@@ -18,7 +18,7 @@ from PIL import Image
 
 import train
 from expressions import EMOTIONS, IMAGE_SIZE
-from expressions.training import dataset, metrics, readers, report
+from expressions.training import command_line, dataset, metrics, readers, report
 
 pytestmark = pytest.mark.faults
 
@@ -290,7 +290,7 @@ def test_what_macos_packs_beside_a_data_set_is_none(tmp_path):
 def test_a_name_that_a_terminal_would_obey_is_printed_as_its_code(tmp_path, capfd):
     folder(tmp_path / "data")
     (tmp_path / "data" / "train" / "sad" / "\x1b[2J\nTop-1: 100 %\udcff.png").write_bytes(b"")
-    train.load_data(train.parse(["--data", str(tmp_path / "data")]))
+    train.load_data(command_line.parse(["--data", str(tmp_path / "data")], "", train.NETWORKS, ""))
     printed = capfd.readouterr().out
     assert "\\x1b[2J\\nTop-1: 100 %\\udcff.png" in printed and "\x1b" not in printed
 

@@ -24,12 +24,13 @@ LAYERS = {
     "types": ["expressions.inference.types", "expressions.training.types"],
     "readers": ["expressions.training.metrics", "expressions.training.readers"],
     "detector": ["expressions.inference.detector"],
+    "process group": ["expressions.training.distributed"],  # of all processes that train one network
     "leaves": [
         "expressions.training",
         "expressions.training.augmentation",
         "expressions.training.callbacks",
         "expressions.training.dataset",
-        "expressions.training.distributed",
+        "expressions.training.networks",
         "expressions.training.report",
         "expressions.training.synthetic",
         "expressions.training.targets",
@@ -44,11 +45,15 @@ LAYERS = {
     "recognizer": ["expressions.inference.recognizer"],
     "recorder": ["expressions.inference.recorder"],
     "jobs": ["expressions.inference.jobs"],
-    "compositions": [
+    "compositions": [  # of the leaves of one wing
+        "expressions.training.command_line",
+        "expressions.training.evaluation",
+        "expressions.training.export",
+        "expressions.training.trainer",
         "expressions.inference.batch",
         "expressions.inference.outputs",
         "expressions.inference.viewer",
-    ],  # of the leaves of one wing
+    ],
     "scripts": ["train", "realtime_detect"],
 }
 LEVELS = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from expressions.training import dataset, targets
+from expressions.training import targets
 
 
 def test_the_loss_counts_votes_and_an_image_without_votes_by_its_label_alone():
@@ -32,16 +32,18 @@ def test_an_image_without_votes_does_not_move_what_predicts_them():
 
 def test_labels_come_first_then_votes():
     votes = np.float32([[0.6, 0.3, 0.1], [0, 0, 0]])
-    split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([1, 0]), votes)
-    np.testing.assert_allclose(targets.targets(split, 2), [[0, 1, 0.6, 0.3, 0.1], [1, 0, 0, 0, 0]], atol=1e-6)
-    np.testing.assert_array_equal(targets.targets(split._replace(votes=None), 2), [[0, 1], [1, 0]])
+    labels = np.array([1, 0])
+    np.testing.assert_allclose(
+        targets.make_targets(labels, votes, 2), [[0, 1, 0.6, 0.3, 0.1], [1, 0, 0, 0, 0]], atol=1e-6
+    )
+    np.testing.assert_array_equal(targets.make_targets(labels, None, 2), [[0, 1], [1, 0]])
 
 
 def test_the_network_that_ships_tells_labels_alone_and_rare_ones_more_readily():
     random = np.random.default_rng(0)
     kernel, bias, features = (random.normal(size=size) for size in ((4, 5), 5, (3, 4)))
     logits = features @ kernel + bias
-    first, labels_kernel, labels_bias = targets.label_outputs([features, kernel, bias], np.array([90, 10]), 0.5)
+    first, labels_kernel, labels_bias = targets.extract_label_head([features, kernel, bias], np.array([90, 10]), 0.5)
     assert first is features
     adjusted = features @ labels_kernel + labels_bias
     ratio = np.exp(np.diff(adjusted)) / np.exp(np.diff(logits[:, :2]))

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+from argparse import Namespace
 
 import cv2
 import h5py
@@ -87,7 +88,7 @@ def test_copies_of_training_images_are_measured_apart(trained, tmp_path, capsys)
 def start(data_folder, model, *more):
     arguments = ("--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", 5, *more)
     return subprocess.Popen(
-        command("train.py", *arguments),
+        command("train.py", *arguments, "--precision", "float32"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -114,6 +115,7 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
     assert "seed was 0" in capsys.readouterr().err
     assert train.main([*again, "--resume"]) == 0
     assert len(pd.read_csv(tmp_path / "stopped" / "history.csv")) == 5
+    assert read_metadata(model)["precision"] == "float32"  # as the run began, whatever is the default here
     assert not list(tmp_path.rglob("*.previous.h5"))  # what the same run left earlier is no model worth keeping
 
     assert train.main([*again, "--resume"]) == 2
@@ -151,8 +153,8 @@ def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
 
     network = train.keras.Sequential([train.keras.Input((1,)), train.layers.Dense(1)])
     network.compile("sgd", "mse")
-    numbers, stop = np.ones((6, 1)), train.distributed.StopBetweenSteps()
-    with pytest.raises(KeyboardInterrupt):
+    numbers = np.ones((6, 1))
+    with train.distributed.GracefulStop() as stop:
         network.fit(
             numbers,
             numbers,
@@ -161,14 +163,20 @@ def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
             callbacks=[Swallowing(), stop],
             verbose=0,
         )
-    assert steps == {"train": ["train"], "test": ["train"] * 3 + ["test"]}[where]
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)  # asked again, when the next step may never come
+    assert stop.stopped and steps == {"train": ["train"], "test": ["train"] * 3 + ["test"]}[where]
 
-    stop = train.distributed.StopBetweenSteps()
-    stop.on_train_begin()
-    stop.give_back()
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+def test_asked_twice_a_run_stops_at_once_and_signals_get_their_handlers_back(heeds_ctrl_c, capsys):
+    reached = []
+    with train.distributed.GracefulStop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the first")
+        signal.raise_signal(signal.SIGINT)  # when the next step may never come
+        reached.append("after the second")
+    assert stop.stopped and reached == ["after the first"]
+    with train.distributed.GracefulStop() as stop:
+        pass
+    assert not stop.stopped and signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 @pytest.mark.slow
@@ -206,8 +214,7 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
         votes = ["8" if name == column else "2" if name == "unknown" else "0" for name in columns]
         rows += [",".join(["Training", f"{label}_{index}.png", *votes]) for index in range(3)]
     (data / "fer2013new.csv").write_text("\n".join(rows) + "\n")
-    images = train.flow(train.generators(train.FROM_SCRATCH)[1], train.dataset.load(data), "validation", 21)
-    targets = next(images)[1]
+    targets = train.trainer.images_and_targets(train.dataset.load(data), "validation")[1]
     assert targets.shape == (21, 15)
     np.testing.assert_allclose(targets[0], [1, 0, 0, 0, 0, 0, 0, 0.8, 0, 0, 0, 0, 0, 0, 0.2], atol=1e-6)
 
@@ -222,9 +229,8 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     votes = classifier.predict_proba(faces, votes=True)
     assert votes.shape == (21, 7) and np.allclose(votes.sum(axis=1), 1, atol=1e-5)
 
-    name, weights = train.starting_weights(
-        model, train.dataset.load(data)
-    )  # a run that goes on from it begins with what it says
+    # a run that goes on from it begins with what it says
+    name, weights = train.trainer.starting_point(Namespace(start=model), train.dataset.load(data), train.NETWORKS)
     network = train.NETWORKS[name](15, "linear")
     network.set_weights(weights)
     logits = network.predict(faces[..., None] / 255, verbose=0)
@@ -241,10 +247,10 @@ def softmax(logits):
 @pytest.mark.slow
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
-    plain = train.generators(train.FROM_SCRATCH)[1]
-    targets = next(train.flow(plain, data, "validation", 21, [trained, trained]))[1]
+    targets = train.trainer.images_and_targets(data, "validation", [trained, trained])[1]
     taught = Classifier.load(trained).predict_proba(data.splits["validation"].images, flip_tta=True)
-    expected = (1 - train.TEACHER_SHARE) * np.eye(7)[data.splits["validation"].labels] + train.TEACHER_SHARE * taught
+    share = train.trainer.TEACHER_SHARE
+    expected = (1 - share) * np.eye(7)[data.splits["validation"].labels] + share * taught
     np.testing.assert_allclose(targets, expected, atol=1e-5)
 
     arguments = [
@@ -268,15 +274,16 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
 def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained, data_folder, tmp_path, monkeypatch):
     """The mean of those that the epochs end with, and neither the last of them nor those that it began with."""
     seen = []
-    remember = train.WeightAverage.on_test_begin
+    remember = train.StochasticWeightAveraging.on_test_begin
 
     def on_test_begin(self, logs=None):
         seen.append(self.model.get_weights())
         remember(self, logs)
 
-    monkeypatch.setattr(train.WeightAverage, "on_test_begin", on_test_begin)
+    monkeypatch.setattr(train.StochasticWeightAveraging, "on_test_begin", on_test_begin)
     # later epochs are better, so that the last mean is the model
-    monkeypatch.setattr(train.BestModel, "on_epoch_end", lambda self, epoch, logs=None: self.model.save(self.path))
+    save = lambda self, epoch, logs=None: self.model.save(self.path)  # noqa: E731
+    monkeypatch.setattr(train.AtomicModelCheckpoint, "on_epoch_end", save)
     arguments = ["--start", str(trained), "--data", str(data_folder), "--batch-size", "16", "--epochs", "3"]
     assert train.main([*arguments, "--model", str(tmp_path / "on.h5")]) == 0
     on = read_weights(tmp_path / "on.h5")[0]
@@ -302,6 +309,41 @@ def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained,
         assert words in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train.main(["--start", str(trained), "--network", "classic"])
+
+
+@pytest.mark.parametrize(
+    ("option", "flags", "policy"),
+    [
+        ("auto", "fpu avx2 avx512f avx512_bf16", "mixed_bfloat16"),
+        ("auto", "fpu amx_bf16", "mixed_bfloat16"),
+        ("auto", "fpu avx512f avx512_bf16_not", "float32"),
+        ("auto", None, "float32"),
+        ("float32", "avx512_bf16", "float32"),
+        ("bfloat16", "fpu", "mixed_bfloat16"),
+    ],
+)
+def test_the_processor_decides_the_precision(tmp_path, monkeypatch, option, flags, policy):
+    monkeypatch.setattr(train.trainer, "CPUINFO", tmp_path / "cpuinfo")
+    if flags:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert train.trainer.choose_precision(option) == policy
+    if option == "auto":  # a run that goes on computes as it began
+        assert train.trainer.choose_precision(option, ({"settings": {"precision": "other"}}, [])) == "other"
+
+
+def test_the_learning_rate_climbs_and_falls_and_keeps_what_is_taken_off_it():
+    def rates(start, factor=1):
+        options, rate, seen = Namespace(epochs=20, start=start), 5.0, []
+        schedule = train.trainer.learning_rate_schedule(0.1, options).schedule
+        for epoch in range(20):
+            rate = schedule(epoch, rate * (factor if epoch == 10 else 1))
+            seen.append(rate)
+        return np.array(seen)
+
+    np.testing.assert_allclose(rates(None)[:3], [0.05, 0.1, 0.1 * 18 / 19])
+    np.testing.assert_allclose(np.diff(rates(None)[1:]), -0.1 / 19)
+    assert rates(None)[-1] == pytest.approx(0.1 / 19) and set(rates("model.h5").tolist()) == {0.1}
+    np.testing.assert_allclose(rates(None, 0.5)[10:], rates(None)[10:] / 2)
 
 
 def test_the_classic_network_is_the_one_of_the_tutorials():
@@ -345,13 +387,16 @@ def test_a_model_that_a_run_learns_from_is_not_written_over(trained, data_folder
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--epochs 0", "--epochs 0: takes a whole number from 1"),
-        ("--batch-size 1", "--batch-size 1: takes a whole number from 2"),
-        ("--seed 5000000000", "--seed 5000000000: takes a whole number from 0"),
+        ("--epochs 0", "--epochs: 0: takes a whole number from 1"),
+        ("--batch-size 1", "--batch-size: 1: takes a whole number from 2"),
+        ("--seed 5000000000", "--seed: 5000000000: takes a whole number from 0"),
+        ("--seed x", "--seed: x: takes a whole number from 0"),
+        ("--precision float16", "--precision: invalid choice"),
         ("--network x", "--network: invalid choice"),
         ("--split train", "--split, --labels and --scaling go with --evaluate"),
         ("--evaluate model.h5 --resume", "--evaluate takes only --data, --split, --labels and --scaling"),
         ("--evaluate model.h5 --epochs 3", "--evaluate takes only --data, --split, --labels and --scaling"),
+        ("--evaluate model.h5 --precision float32", "--evaluate takes only --data, --split, --labels and --scaling"),
         ("--evaluate model.h5 --seed 3", "--evaluate takes only --data, --split, --labels and --scaling"),
     ],
 )

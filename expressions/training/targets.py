@@ -4,19 +4,22 @@ A row of targets or logits has the classes first. With votes, it has 2 * classes
 each class, and those for other answers. Predicting the votes as well makes the network see more than a single label.
 """
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
 
-def targets(split, classes):
-    """The targets of a Split, float32 (n, columns): labels one-hot, then shares of votes, zeros where nobody voted."""
-    labels = keras.utils.to_categorical(split.labels, classes)
-    return labels if split.votes is None else np.hstack([labels, split.votes])
+def make_targets(labels: np.ndarray, votes: np.ndarray | None, classes: int) -> np.ndarray:
+    """The targets of images, float32 (n, columns): labels one-hot, then shares of votes, zeros where nobody voted."""
+    one_hot = keras.utils.to_categorical(labels, classes)
+    return one_hot if votes is None else np.hstack([one_hot, votes])
 
 
-def loss_and_accuracy(classes, label_smoothing):
-    """The cross-entropy of labels, smoothed, plus that of votes; and the accuracy of labels. Both are functions of
-    targets and logits, (n, columns), and give (n,)."""
+def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, Callable]:
+    """The smoothed cross-entropy of labels plus that of votes, and the accuracy of labels.
+
+    Both are functions of targets and logits, (n, columns), that give (n,)."""
 
     def loss(targets, logits):
         entropy = keras.losses.categorical_crossentropy
@@ -32,20 +35,22 @@ def loss_and_accuracy(classes, label_smoothing):
     return loss, accuracy
 
 
-def votes_layer(weights, classes):
-    """Kernel and bias of the outputs for votes, or None, from the weights that `label_outputs` takes."""
+def extract_votes_head(weights: list[np.ndarray], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of the outputs for votes; weights as for `extract_label_head`."""
     *_, kernel, bias = weights
-    return (kernel[:, classes:], bias[classes:]) if bias.size > classes else None
+    return kernel[:, classes:], bias[classes:]
 
 
-def label_outputs(weights, images_per_class, strength):
-    """The weights of the network that ships, which tells labels alone, and the rare ones a little more readily.
+def extract_label_head(weights: list[np.ndarray], images_per_class: np.ndarray, tau: float) -> list[np.ndarray]:
+    """The weights of the network that ships: it predicts labels alone, the rare ones a little more readily.
 
-    weights: a list of arrays, the last two kernel (features, columns) and bias (columns) of the last layer.
-    images_per_class: of the training split, int (classes). strength: by how much to undo that a network learns to
-    expect what is frequent, 0 (not at all) to 1 (all classes alike): post-hoc logit adjustment, Menon et al. 2021,
-    arXiv:2007.07314, equation 9."""
+    Args:
+        weights: Of the trained network; the last two are its last layer's kernel (features, columns) and bias.
+        images_per_class: Of the training split, int (classes,).
+        tau: How far to undo that a network learns to expect what is frequent, from 0 (not at all) to 1 (all classes
+            alike): post-hoc logit adjustment, Menon et al. 2021, arXiv:2007.07314, equation 9.
+    """
     *others, kernel, bias = weights
     classes = len(images_per_class)
-    expected = strength * np.log(images_per_class / images_per_class.sum())
-    return [*others, kernel[:, :classes], bias[:classes] - expected]
+    prior = images_per_class / images_per_class.sum()
+    return [*others, kernel[:, :classes], bias[:classes] - tau * np.log(prior)]

@@ -1,0 +1,91 @@
+"""Turn the network of a finished run into the model file that ships, measured and with its report."""
+
+import argparse
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from expressions import UserError
+from expressions.classifier import Classifier
+from expressions.files import atomic_write
+from expressions.model_file import convert_to_float16, read_metadata, write_metadata, write_votes_layer
+from expressions.training import metrics, report
+from expressions.training.targets import extract_label_head, extract_votes_head
+from expressions.training.types import Dataset
+
+
+def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespace, tau: float, started: str) -> None:
+    """Write the model file and its report, and print how good it is.
+
+    A model that was there is kept under another name, unless the same run left it.
+
+    Args:
+        best: The network of the run's best epoch, an .h5 file in the directory for the report.
+        build: Makes that network, from the number of outputs and their activation.
+        data: What it was trained on.
+        options: Of train.py, completed.
+        tau: See `extract_label_head`.
+        started: When the run began; tells runs apart.
+
+    Raises:
+        UserError: No epoch has ended well.
+    """
+    directory, partial, classes = best.parent, options.model.with_suffix(".partial.h5"), len(data.labels)
+    if not best.exists():
+        raise UserError(f"{directory}: no epoch has ended well, so there is no model; {options.model} is as it was")
+    weights = keras.models.load_model(best, compile=False).get_weights()
+    label_head = extract_label_head(weights, np.bincount(data.splits["train"].labels), tau)
+    network = build(classes, "softmax")
+    network.set_weights(label_head)
+    network.save(partial)
+    if weights[-1].size > classes:
+        write_votes_layer(partial, *extract_votes_head(weights, classes))
+    convert_to_float16(partial)
+
+    # measured with all outputs, as the file gives them: the weights in float16
+    logits = build(weights[-1].size, None)
+    bias = np.concatenate([label_head[-1], weights[-1][classes:]])
+    logits.set_weights([array.astype(np.float16) for array in (*weights[:-1], bias)])
+    metadata = _describe(data, options, network.count_params()) | {"started": started}
+    classifier, validation = Classifier(logits, metadata), data.splits["validation"]
+    views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
+    metadata["temperature"] = metrics.fit_temperature(views, validation.labels)
+    evaluations = metrics.evaluate(classifier, validation, data.labels)
+    metadata["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
+    write_metadata(partial, metadata)
+    os.replace(directory / "history.partial.csv", directory / "history.csv")
+    report.write_report(directory, metadata, data, evaluations, megabytes=partial.stat().st_size / 1e6)
+    _keep_previous(options.model, started)
+    os.replace(partial, options.model)
+    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:")
+    print(metrics.format_tables(evaluations))
+    print(f"\nModel:  {options.model}\nReport: {directory}")
+
+
+def _describe(data, options, parameters):
+    return {
+        "name": options.model.stem, "network": options.network, "parameters": parameters,
+        "labels": list(data.labels), "scaling": "unit", "temperature": 1,
+        "data": data.source, "fingerprint": data.fingerprint(),
+        "seed": options.seed, "batch_size": options.batch_size, "precision": options.precision,
+        "start": options.start and options.start.name, "teachers": [path.name for path in options.teacher],
+        "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
+        "versions": f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}",
+    }  # fmt: skip
+
+
+def _keep_previous(model, started):
+    try:
+        if not model.exists() or read_metadata(model).get("started") == started:
+            return
+    except UserError:  # not one of ours
+        pass
+    previous = model.with_suffix(".previous.h5")
+    with atomic_write(previous) as copy:
+        shutil.copy2(model, copy)
+    print(f"\nThe model that was there is now {previous}.")

@@ -1,0 +1,170 @@
+"""What train.py's steps are made of: targets, the weights to start from, learning rates, precision."""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from expressions import EMOTIONS, UserError
+from expressions.classifier import Classifier
+from expressions.files import lock_file
+from expressions.model_file import read_metadata, read_weights
+from expressions.training import dataset, distributed, report, synthetic
+from expressions.training.targets import make_targets
+from expressions.training.types import Dataset, Split
+from expressions.window import show_image
+
+TEACHER_SHARE = 0.5  # of what teachers say in the targets of a network that learns from them
+OUT_OF_MEMORY = re.compile(r"out of memory|\bOOM\b|RESOURCE_EXHAUSTED")
+CPUINFO = Path("/proc/cpuinfo")
+DRAWN_FACES = {"train": 200, "validation": 50}  # per class
+HOW_TO_GET_DATA = """\
+To get FER2013 (free, for research): download and unzip kaggle.com/datasets/msambare/fer2013 into data/,
+so that data/train/angry/ and the others exist, and run this again. Until then: training on drawn faces."""
+
+
+@contextlib.contextmanager
+def run_directory(model: Path) -> Iterator[Path]:
+    """Yield the directory beside the model file that its run keeps report and state in; the primary process makes it.
+
+    Raises UserError when it can't be made, holds other files, or another run is at work in it."""
+    directory = model.with_suffix("")
+    if not distributed.is_primary():
+        yield directory
+        return
+    strange = directory.is_dir() and any(".partial." not in entry.name for entry in directory.iterdir())
+    if strange and not (directory / "distribution.png").exists():
+        raise UserError(f"--model {model}: its report would go into {directory}, which holds other files")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / "run.partial.lock", "ab")
+    except OSError as error:
+        raise UserError(f"--model {model}: can't write into the folder {directory} ({error.strerror})") from None
+    lock_file(lock, f"--model {model}")
+    try:
+        yield directory
+    finally:
+        lock.close()
+        with contextlib.suppress(OSError):
+            os.remove(lock.name)
+
+
+def draw_data(missing: Path, seed: int) -> Dataset:
+    """A data set of drawn faces. Tells where a real one was `missing`, and how to get it."""
+    print(f"No data set in {missing}.\n{HOW_TO_GET_DATA}\n")
+    splits = {  # each has a seed of its own, so that no face is in both
+        name: Split(*synthetic.draw_faces(per_class, seed=[seed, index]))
+        for index, (name, per_class) in enumerate(DRAWN_FACES.items())
+    }
+    return dataset.prepare(Dataset("faces drawn by the program", EMOTIONS, splits))
+
+
+def images_and_targets(data: Dataset, name: str, teachers: list[Path] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a split, uint8 (n, 48, 48, 1), and what to learn of them; see expressions/training/targets.py.
+
+    What the models in the files `teachers` predict is mixed into the labels (Hinton et al. 2015, arXiv:1503.02531)."""
+    split, classes = data.splits[name], len(data.labels)
+    targets = make_targets(split.labels, split.votes, classes)
+    if teachers:
+        taught = np.mean([teacher_probabilities(teacher, split.images, data.labels) for teacher in teachers], axis=0)
+        targets[:, :classes] += TEACHER_SHARE * (taught - targets[:, :classes])
+    return split.images[..., None], targets
+
+
+def teacher_probabilities(teacher: Path, images: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
+    """What the model in the file `teacher` predicts of images, float32 (n, classes)."""
+    classifier = Classifier.load(teacher)
+    if classifier.labels != labels:
+        raise UserError(f"--teacher {teacher}: knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
+    print(f"{teacher} looks at {len(images)} images ...", flush=True)
+    return classifier.predict_proba(images, flip_tta=True)
+
+
+def starting_point(options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]) -> tuple[str, list]:
+    """The name of the network to train, and the weights of the model --start to begin with; empty without."""
+    if not options.start:
+        return options.network or "compact", []
+    model, metadata, (weights, votes) = options.start, read_metadata(options.start), read_weights(options.start)
+    name, voted = metadata.get("network"), data.splits["train"].votes is not None
+    # list: what a file says may be of any type
+    if name not in list(networks) or tuple(metadata["labels"]) != data.labels or bool(votes) != voted:
+        knows = f"knows {', '.join(data.labels)}, in this order, and {'has' if voted else 'has not'} learned from votes"
+        raise UserError(f"--start {model}: takes a model of train.py that {knows}")
+    if voted:  # the outputs for labels and for votes, side by side as they are learned
+        (*weights, kernel, bias), (votes_kernel, votes_bias) = weights, votes
+        weights += [np.hstack([kernel, votes_kernel]), np.hstack([bias, votes_bias])]
+    expected = networks[name](weights[-1].size, None).get_weights()
+    if [array.shape for array in weights] != [array.shape for array in expected]:
+        raise UserError(f"--start {model}: is not the {name} network that it says it is")
+    return name, weights
+
+
+def run_settings(options: argparse.Namespace, data: Dataset) -> dict[str, object]:
+    """What a resumed run, and all processes of a run, must have in common; JSON values by name."""
+    digests = [hashlib.sha256(model.read_bytes()).hexdigest() for model in options.teacher]
+    start = options.start and hashlib.sha256(options.start.read_bytes()).hexdigest()
+    settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
+    settings |= {"epochs": options.epochs, "data": data.fingerprint(), "teachers": digests, "start": start}
+    distributed.check_same_settings(settings | {"--resume": options.resume, "--precision": options.precision})
+    return settings
+
+
+def choose_precision(option: str, saved: tuple[dict, list] | None = None) -> str:
+    """Keras's dtype policy for the option --precision; for all processes that of the primary one.
+
+    auto: that of the run that is resumed, see `TrainingState.read`. In a new run bfloat16 on a GPU or TPU, and where
+    the processor multiplies bfloat16 itself, as far as Linux tells; else float32."""
+    if option == "auto" and saved:
+        return saved[0]["settings"].get("precision")
+    return distributed.broadcast(lambda: _policy(option).encode()).decode()
+
+
+def _policy(option):
+    if option == "auto":
+        flags = CPUINFO.read_text().split() if CPUINFO.exists() else ()
+        accelerated = "cpu" not in str(keras.ops.zeros(1).device).lower()
+        option = "bfloat16" if accelerated or {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+    return "mixed_bfloat16" if option == "bfloat16" else "float32"
+
+
+def learning_rate_schedule(peak: float, options: argparse.Namespace) -> keras.callbacks.Callback:
+    """Set the learning rate of every epoch: up to `peak` in the first tenth of them, then in a line towards zero.
+
+    With --start it stays at `peak`: averaging the weights does then what a falling rate does else."""
+    warmup_epochs = max(1, options.epochs // 10)
+    warmup = peak * np.arange(1, warmup_epochs) / warmup_epochs
+    rates = np.concatenate([warmup, np.linspace(peak, 0, options.epochs - warmup_epochs + 1, endpoint=False)])
+    if options.start:
+        rates[:] = peak
+    # relative to the epoch before, so that what ReduceLROnPlateau takes off stays off
+    return keras.callbacks.LearningRateScheduler(
+        lambda epoch, rate: float(rate * (rates[epoch] / rates[epoch - 1]) if epoch else rates[0])
+    )
+
+
+def draw_images(data: Dataset, options: argparse.Namespace, directory: Path) -> None:
+    """Draw the data set into `directory`, and show a part of it if the options say so; in the primary process."""
+    if distributed.is_primary():
+        report.plot_distribution(data, directory / "distribution.png")
+        report.plot_samples(data, options.show or data.labels[0], directory / "samples.png")
+        if options.show:
+            show_image(directory / "samples.png")
+
+
+@contextlib.contextmanager
+def out_of_memory_as_user_error(batch_size: int) -> Iterator[None]:
+    """Raise UserError where a backend has no memory for a step."""
+    try:
+        yield
+    except OSError:  # whatever words are in the names of its files
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):  # each backend has an error of its own
+            raise UserError(f"--batch-size {batch_size}: no memory for so many images; give less") from None
+        raise
