@@ -84,7 +84,8 @@ def parse(arguments):
 def detect(options):
     """Label the faces of every source in turn, until the last one ends or the user quits.
 
-    Returns the exit status, 2 if a source failed. What was seen until then is in the results all the same."""
+    Returns the exit status, 2 if a source failed. What was seen until then is in the results all the same.
+    """
     # sources: a folder, a pattern and a list have several
     names = expand_sources(options.source)
     if options.size and not any(map(is_camera, names)):

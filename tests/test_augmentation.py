@@ -76,7 +76,7 @@ def same(batch, other):
 def test_options_bound_the_warp_and_the_seed_decides_it(batches):
     images, targets, weights = batches[0]
     assert images.shape == (16, 48, 48, 1) and images.dtype == np.float32 and weights.tolist() == [1] * 16
-    assert 0 <= images.min() and images.max() <= 1
+    assert images.min() >= 0 and images.max() <= 1
     assert len({image.tobytes() for image in images}) == 16
     assert same(batches[0], batches[0])
     again = batches.generator.flow(batches.images, batches.targets, batch_size=16, shuffle=True, seed=4)

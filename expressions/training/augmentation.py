@@ -85,7 +85,8 @@ class OpenCVImageDataGenerator(ImageDataGenerator):
     def flow(self, x: np.ndarray, y: np.ndarray, batch_size: int = 32, shuffle: bool = True, seed: int = 0) -> Batches:
         """Batches of images x, uint8 (n, height, width, 1), and their targets y, float32 (n, columns).
 
-        batch_size: over all devices and processes. shuffle: anew in every epoch. seed: 0 to 2**32 - 1."""
+        batch_size: over all devices and processes. shuffle: anew in every epoch. seed: 0 to 2**32 - 1.
+        """
         return Batches(self, x, y, batch_size, shuffle, seed)
 
     def random_transform(self, x: np.ndarray, seed: int | np.random.Generator | None = None) -> np.ndarray:

@@ -28,7 +28,8 @@ logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.get
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """ModelCheckpoint of the best validation accuracy that replaces the .h5 file at `path` in one step.
 
-    So a run that is killed while it saves leaves the model of before."""
+    So a run that is killed while it saves leaves the model of before.
+    """
 
     def __init__(self, path: Path):
         self.path, self.partial = path, path.with_suffix(".partial.h5")
@@ -131,7 +132,8 @@ class TrainingState(keras.callbacks.Callback):
         """Put `network` (compiled) back where the run stood when it saved what `read` returned.
 
         Returns how many epochs are done; all of them when the run had ended by itself. Raises UserError when it had
-        other settings."""
+        other settings.
+        """
         changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
         if changed:
             before = ", ".join(f"{name} was {state['settings'].get(name)}" for name in changed)

@@ -68,7 +68,8 @@ def process_group() -> Iterator[None]:
     """Join the processes that train together for the `with` block; does nothing where this one is the only one.
 
     All but the primary process print nothing but errors. When one of them is lost, the others raise UserError; when one
-    has fallen silent, JAX ends them after HEARTBEAT_TIMEOUT."""
+    has fallen silent, JAX ends them after HEARTBEAT_TIMEOUT.
+    """
     info = process_info()
     if info.world_size == 1:
         yield

@@ -19,7 +19,8 @@ def describe_data(data: Dataset) -> None:
 
 def evaluate(options: argparse.Namespace, path: Path) -> None:
     """Print the figures of options.evaluate on one split of the data set at `path`, with and without copies of
-    training images."""
+    training images.
+    """
     given = {"scaling": options.scaling} if options.scaling else {}
     if options.labels:
         given["labels"] = [label.strip() for label in options.labels.split(",")]

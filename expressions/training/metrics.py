@@ -52,7 +52,8 @@ class Evaluation(NamedTuple):
 
     def per_class(self) -> pd.DataFrame:
         """Compute precision, recall, F1 (0 to 1) and support (images) of each class; a ratio without a denominator is
-        0, but the recall of a class without images NaN."""
+        0, but the recall of a class without images NaN.
+        """
         counts = self.confusion_matrix()
         hits, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
         table = pd.DataFrame(index=list(self.labels))
@@ -71,7 +72,8 @@ class Evaluation(NamedTuple):
     @property
     def calibration_error(self) -> float:
         """Expected calibration error, 0 to 1: the mean distance of confidence from accuracy in 15 equal bins of
-        confidence, weighted by the images in each (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
+        confidence, weighted by the images in each (Guo et al. 2017, arXiv:1706.04599, equation 3).
+        """
         confidence, correct = self.probabilities.max(axis=1), self.y_pred == self.y_true
         bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         distances = np.bincount(bins, weights=confidence - correct)

@@ -210,7 +210,8 @@ def read_votes(folders: Iterable[Path]) -> pd.DataFrame | None:
 
 def read_csv(path: Path, votes: pd.DataFrame | None) -> Dataset:
     """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers) and Usage; join votes by
-    the number of the row."""
+    the number of the row.
+    """
     images, labels, usages = [], [], []
     for number, row in enumerate(_read_rows(path, *CSV_COLUMNS), 1):
         place, usage = f"{path}: data row {number}", row.get("Usage", "Training")

@@ -159,7 +159,8 @@ def _photograph(pixels, rng, size):
 
 def draw_faces(per_class: int, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Draw faces of every expression, the same for the same seed: gray uint8 (7 * per_class, 48, 48), and the index of
-    each one's label, int64 (7 * per_class,)."""
+    each one's label, int64 (7 * per_class,).
+    """
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(EMOTIONS)), per_class)
     return np.stack([draw_face(EMOTIONS[label], rng) for label in labels]), labels

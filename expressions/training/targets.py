@@ -19,7 +19,8 @@ def make_targets(labels: np.ndarray, votes: np.ndarray | None, classes: int) -> 
 def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, Callable]:
     """The smoothed cross-entropy of labels plus that of votes, and the accuracy of labels.
 
-    Both are functions of targets and logits, (n, columns), that give (n,)."""
+    Both are functions of targets and logits, (n, columns), that give (n,).
+    """
 
     def loss(targets, logits):
         entropy = keras.losses.categorical_crossentropy

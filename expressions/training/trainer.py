@@ -33,7 +33,8 @@ so that data/train/angry/ and the others exist, and run this again. Until then: 
 def run_directory(model: Path) -> Iterator[Path]:
     """Yield the directory beside the model file that its run keeps report and state in; the primary process makes it.
 
-    Raises UserError when it can't be made, holds other files, or another run is at work in it."""
+    Raises UserError when it can't be made, holds other files, or another run is at work in it.
+    """
     directory = model.with_suffix("")
     if not distributed.is_primary():
         yield directory
@@ -68,7 +69,8 @@ def draw_data(missing: Path, seed: int) -> Dataset:
 def images_and_targets(data: Dataset, name: str, teachers: list[Path] = ()) -> tuple[np.ndarray, np.ndarray]:
     """The images of a split, uint8 (n, 48, 48, 1), and what to learn of them; see expressions/training/targets.py.
 
-    What the models in the files `teachers` predict is mixed into the labels (Hinton et al. 2015, arXiv:1503.02531)."""
+    What the models in the files `teachers` predict is mixed into the labels (Hinton et al. 2015, arXiv:1503.02531).
+    """
     split, classes = data.splits[name], len(data.labels)
     targets = make_targets(split.labels, split.votes, classes)
     if teachers:
@@ -119,7 +121,8 @@ def choose_precision(option: str, saved: tuple[dict, list] | None = None) -> str
     """Keras's dtype policy for the option --precision; for all processes that of the primary one.
 
     auto: that of the run that is resumed, see `TrainingState.read`. In a new run bfloat16 on a GPU or TPU, and where
-    the processor multiplies bfloat16 itself, as far as Linux tells; else float32."""
+    the processor multiplies bfloat16 itself, as far as Linux tells; else float32.
+    """
     if option == "auto" and saved:
         return saved[0]["settings"].get("precision")
     return distributed.broadcast(lambda: _policy(option).encode()).decode()
@@ -136,7 +139,8 @@ def _policy(option):
 def learning_rate_schedule(peak: float, options: argparse.Namespace) -> keras.callbacks.Callback:
     """Set the learning rate of every epoch: up to `peak` in the first tenth of them, then in a line towards zero.
 
-    With --start it stays at `peak`: averaging the weights does then what a falling rate does else."""
+    With --start it stays at `peak`: averaging the weights does then what a falling rate does else.
+    """
     warmup_epochs = max(1, options.epochs // 10)
     warmup = peak * np.arange(1, warmup_epochs) / warmup_epochs
     rates = np.concatenate([warmup, np.linspace(peak, 0, options.epochs - warmup_epochs + 1, endpoint=False)])
