@@ -13,6 +13,7 @@ import numpy as np
 from expressions import UserError
 from expressions.classifier import Classifier
 from expressions.files import atomic_write
+from expressions.model_compiler import complete_network
 from expressions.model_file import convert_to_float16, read_metadata, write_metadata, write_votes_layer
 from expressions.training import metrics, report
 from expressions.training.targets import extract_label_head, extract_votes_head
@@ -43,16 +44,16 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     network = build(classes, "softmax")
     network.set_weights(label_head)
     network.save(partial)
-    if weights[-1].size > classes:
-        write_votes_layer(partial, *extract_votes_head(weights, classes))
+    votes_head = extract_votes_head(weights, classes)
+    if votes_head:
+        write_votes_layer(partial, *votes_head)
     convert_to_float16(partial)
 
-    # measured with all outputs, as the file gives them: the weights in float16
-    logits = build(weights[-1].size, None)
-    bias = np.concatenate([label_head[-1], weights[-1][classes:]])
-    logits.set_weights([array.astype(np.float16) for array in (*weights[:-1], bias)])
+    # measured as the file is: with its weights in float16
+    network.set_weights([array.astype(np.float16) for array in label_head])
+    complete = complete_network(network, [array.astype(np.float16) for array in votes_head], data.labels)
     metadata = _describe(data, options, network.count_params()) | {"started": started}
-    classifier, validation = Classifier(logits, metadata), data.splits["validation"]
+    classifier, validation = Classifier(complete, metadata), data.splits["validation"]
     views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
     metadata["temperature"] = metrics.fit_temperature(views, validation.labels)
     evaluations = metrics.evaluate(classifier, validation, data.labels)

@@ -36,10 +36,9 @@ def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, C
     return loss, accuracy
 
 
-def extract_votes_head(weights: list[np.ndarray], classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of the outputs for votes; weights as for `extract_label_head`."""
-    *_, kernel, bias = weights
-    return kernel[:, classes:], bias[classes:]
+def extract_votes_head(weights: list[np.ndarray], classes: int) -> list[np.ndarray]:
+    """Kernel and bias of the outputs for votes, nothing without them; weights as for `extract_label_head`."""
+    return [array[..., classes:] for array in weights[-2:]] if weights[-1].size > classes else []
 
 
 def extract_label_head(weights: list[np.ndarray], images_per_class: np.ndarray, tau: float) -> list[np.ndarray]:
