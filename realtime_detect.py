@@ -76,7 +76,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     group.add_argument("--parquet", type=Path, metavar="FOLDER", help="tables as Parquet files")
     options = parser.parse_args(arguments)
     options.many = options.workers is not None or options.ray is not None
-    if options.parquet and (options.csv or not options.many) or options.many and not (options.csv or options.parquet):
+    if options.parquet and not options.many or options.many and bool(options.csv) == bool(options.parquet):
         parser.error("--workers and --ray need one folder, as --csv or --parquet; --parquet needs --workers or --ray")
     for name in ("save", "jsonl", "summary", "size", "bars", "overwrite"):
         if options.many and getattr(options, name):

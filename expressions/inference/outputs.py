@@ -59,12 +59,12 @@ class Outputs:
                 raise UserError(f"{path}: is the source itself, or named twice; choose another name")
 
     @contextmanager
-    def open(self, labels: tuple[str, ...]) -> Iterator["Outputs"]:
+    def open(self, labels: tuple[str, ...]) -> Iterator[None]:
         """Keep the tables open within the `with` block; at its end, print the summary and draw the timeline."""
         paths = filter(None, (self.options.csv, self.options.jsonl))
         with ExitStack() as stack:
             self.tables = [stack.enter_context(Table(path, labels, self.options.overwrite)) for path in paths]
-            yield self
+            yield
             if self.summary.source is not None:  # something was seen
                 print(self.summary.describe())
                 if self.options.summary:

@@ -29,6 +29,7 @@ MIN_STEP, MAX_STEP = 0.001, 600  # seconds between two frames of a video; files 
 SEEK_MARGIN = 5  # seconds to start before the wanted time: right after a jump, frames may lack those they build on
 MAX_BROKEN_LIVE, MAX_BROKEN_FILE = 3, 1000  # frames in a row, before a stream is opened again, a file ended
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
+DIGITS = re.compile("([0-9]+)")
 URL = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # scheme and path
 STREAM_SCHEMES = set("rtmp rtmps rtp rtsp rtsps srt tcp udp".split())  # live, whatever suffix the path has
 # OpenCV's own choice takes half a minute on Windows
@@ -73,11 +74,7 @@ def expand_sources(source: str) -> list[str]:
     names = [str(path) for path in paths if not os.path.isdir(path)]  # keep dangling links: opening them tells the user
     if not names:
         raise UserError(f"{source}: no image or video there; known endings are {', '.join(sorted(suffixes))}")
-    return sorted(names, key=_natural_order)
-
-
-def _natural_order(name):
-    return [int(part) if index % 2 else part.lower() for index, part in enumerate(re.split("([0-9]+)", name))]
+    return sorted(names, key=lambda name: [int(x) if i % 2 else x.lower() for i, x in enumerate(DIGITS.split(name))])
 
 
 def read_source_list(path: str) -> Iterator[str]:
