@@ -30,13 +30,15 @@ Labeller = ExpressionRecognizer  # its name in earlier versions
 PROGRAM = "realtime_detect.py"
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program with the arguments of the command line; returns its exit status."""
     return cli.run(PROGRAM, run, arguments)
 
 
-def run(arguments):
+def run(arguments: list[str] | None) -> int:
+    """Do what the arguments say: label one source after the other, or many files at a time."""
     options = parse(arguments)
-    if not options.workers and options.ray is None:
+    if not options.many:
         return detect(options)
     try:
         messages = batch.annotate(options)
@@ -48,7 +50,8 @@ def run(arguments):
     return 1 if messages else 0
 
 
-def parse(arguments):
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options; `many`: whether to label many files at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--source", default="0", help="camera, video, image, folder, pattern or address (default: 0, the first camera)")
@@ -72,16 +75,16 @@ def parse(arguments):
     add("--ray", nargs="?", const="", metavar="ADDRESS", help="label on a Ray cluster; no ADDRESS: on this machine")
     group.add_argument("--parquet", type=Path, metavar="FOLDER", help="tables as Parquet files")
     options = parser.parse_args(arguments)
-    many = bool(options.workers) or options.ray is not None
-    if many != bool(options.parquet) and not (many and options.csv) or (options.csv and options.parquet):
+    options.many = options.workers is not None or options.ray is not None
+    if options.parquet and not options.many or options.many and bool(options.csv) == bool(options.parquet):
         parser.error("--workers and --ray need one folder, as --csv or --parquet; --parquet needs --workers or --ray")
-    others = ("save", "jsonl", "summary", "size", "bars", "overwrite")
-    if many and (unfit := [f"--{name}" for name in others if getattr(options, name)]):
-        parser.error(f"{unfit[0]}: goes with one file at a time, without --workers and --ray")
+    for name in ("save", "jsonl", "summary", "size", "bars", "overwrite"):
+        if options.many and getattr(options, name):
+            parser.error(f"--{name}: goes with one file at a time, without --workers and --ray")
     return options
 
 
-def detect(options):
+def detect(options: argparse.Namespace) -> int:
     """Label the faces of every source in turn, until the last one ends or the user quits.
 
     Returns the exit status, 2 if a source failed. What was seen until then is in the results all the same.
@@ -94,28 +97,30 @@ def detect(options):
     outputs = Outputs(options, names)
     # model: the trained network (.h5), and the Haar cascade that finds the faces
     recognizer = ExpressionRecognizer(model=options.model, cascade=options.cascade, votes=options.votes)
+    viewer = Viewer(recognizer.labels, options.bars) if outputs.windowed else None
     several, failures = outputs.folder is not None, 0
-    with outputs.open(recognizer.labels):
-        with Viewer(recognizer.labels, options.bars) if outputs.windowed else nullcontext() as viewer:
-            for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
-                try:
-                    if not label_source(name, options, recognizer, outputs, viewer):
-                        break
-                except UserError as error:
-                    cli.print_error(PROGRAM, error)
-                    failures += 1
-                    if outputs.failed:  # so would every other source
-                        break
-                except KeyboardInterrupt:  # between two sources
-                    if outputs.summary.source is None:
-                        raise
+    with outputs.open(recognizer.labels), viewer.window if viewer else nullcontext():
+        for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
+            try:
+                if not label_source(name, options, recognizer, outputs, viewer):
                     break
+            except UserError as error:
+                cli.print_error(PROGRAM, error)
+                failures += 1
+                if any(table.failed for table in outputs.tables):  # as would every other source
+                    break
+            except KeyboardInterrupt:  # between two sources
+                if outputs.summary.source is None:
+                    raise
+                break
         if several and failures:
             cli.print_error(PROGRAM, f"{options.source}: {failures} of {len(names)} sources could not be done")
     return 2 if failures else 0
 
 
-def label_source(name, options, recognizer, outputs, viewer):
+def label_source(
+    name: str, options: argparse.Namespace, recognizer: ExpressionRecognizer, outputs: Outputs, viewer: Viewer | None
+) -> bool:
     """Label the faces of one source, frame by frame. Returns whether to go on with the next source."""
     # source: all frames of a file, or the newest one of a camera
     with Source(name, options.size) as source, outputs.record(source) as recorder:

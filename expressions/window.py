@@ -1,10 +1,10 @@
 """A window on the screen, where there is one."""
 
-import contextlib
 import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -26,12 +26,12 @@ def has_display() -> bool:
     number = number.split(".")[0]
     if not number.isdecimal():
         return False
-    unix = f"/tmp/.X11-unix/X{number}"
+    file = f"/tmp/.X11-unix/X{number}"
     remote = host not in ("", "unix")
-    for address in [(host, 6000 + int(number))] if remote else [unix, "\0" + unix]:
+    for address in [(host, 6000 + int(number))] if remote else [file, f"\0{file}"]:
         with socket.socket(socket.AF_INET if remote else socket.AF_UNIX) as client:
             client.settimeout(2)
-            with contextlib.suppress(OSError, OverflowError):  # OverflowError: no such port
+            with suppress(OSError, OverflowError):  # OverflowError: no such port
                 client.connect(address)
                 return True
     return False
@@ -45,8 +45,7 @@ class Window:
 
     def __init__(self, title: str) -> None:
         self.title = escape_unprintable(title)
-        self.next_frame_time = 0.0  # by time.perf_counter()
-        self.sized = False
+        self.next_frame_time = 0.0  # by time.perf_counter(); 0 before the first image
 
     def __enter__(self) -> "Window":
         if not has_display():
@@ -72,21 +71,18 @@ class Window:
         Returns:
             The character of the key that was pressed since the last call, "" if none; None if the window was closed.
         """
-        if not self.sized:
+        if not self.next_frame_time:
             height, width = image.shape[:2]
             scale = min(1, 1280 / width, 800 / height)  # a photo may be larger than the screen
             cv2.resizeWindow(self.title, max(1, round(scale * width)), max(1, round(scale * height)))
-            self.sized = True
         cv2.imshow(self.title, image)
         while (key := cv2.waitKeyEx(1)) < 0 and (wait := self.next_frame_time - time.perf_counter()) > 0:
             time.sleep(min(0.01, wait))
-        pause = 1 / fps if fps else 0
-        self.next_frame_time = max(self.next_frame_time, time.perf_counter() - pause) + pause
+        self.next_frame_time = max(self.next_frame_time + (1 / fps if fps else 0), time.perf_counter())
         try:
-            closed = cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
+            if cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
+                return None
         except cv2.error:  # raised with Qt when the last window is closed
-            closed = True
-        if closed:
             return None
         key &= 0xFFFF  # GTK puts the state of Shift and the like above it
         return chr(key) if 0 < key < 128 else ""  # cut to a byte, as waitKey does, an arrow would be a Q or an S

@@ -24,6 +24,8 @@ SUFFIXES = {"csv": [".csv"], "jsonl": [".jsonl"], "summary": [".png", ".pdf", ".
 class Outputs:
     """The outputs of one run. They are checked at once, before any work is done, and opened by `open`.
 
+    Raises UserError if one can't be written, exists already, or is a source or another output, or if there is none.
+
     Args:
         options: Of realtime_detect.py.
         sources: What `expand_sources` made of `options.source`.
@@ -31,9 +33,6 @@ class Outputs:
     Attributes:
         folder: The folder that all sources lie in; None for a single source.
         windowed: Whether there is also a window; without a screen, files are enough.
-
-    Raises:
-        UserError: A file can't be written, exists already, or is a source or another output; or there is no output.
     """
 
     def __init__(self, options: Namespace, sources: list[str]):
@@ -44,43 +43,28 @@ class Outputs:
                 self.folder = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in sources])
             except ValueError:  # Windows
                 raise UserError(f"{options.source}: names files on several drives; make a list for each") from None
-        paths = [path for path in (options.save, options.csv, options.jsonl, options.summary) if path]
+        paths = {name: path for name in ("save", *SUFFIXES) if (path := getattr(options, name))}
         self.windowed = not options.no_window and (has_display() or not paths)
         if not self.windowed and not paths:
             raise UserError("--no-window: goes with --save, --csv, --jsonl or --summary, else there is nothing to see")
         if options.bars and not self.windowed and not options.save:
             raise UserError("--bars: goes with a window or with --save, else nothing is drawn")
-        self._check_paths(paths)
-
-    def _check_paths(self, paths):
-        options = self.options
-        for option, suffixes in SUFFIXES.items():
-            if path := getattr(options, option):
-                if path.suffix.lower() not in suffixes:
-                    raise UserError(f"--{option} {path}: its name has to end in {' or '.join(suffixes)}")
-                if not path.resolve().parent.is_dir():
-                    raise UserError(f"--{option} {path}: there is no folder {path.parent}; make it first")
-                if not os.access(path.resolve().parent, os.W_OK):
-                    raise UserError(f"--{option} {path}: its folder can't be written to; choose another one")
-        if options.summary and (options.summary.is_dir() or (options.summary.exists() and not options.overwrite)):
-            raise UserError(f"--summary {options.summary}: exists already; choose another name, or give --overwrite")
-        targets = [os.path.realpath(path) for path in paths]
-        for path, target in zip(paths, targets, strict=True):
+        targets = [os.path.realpath(path) for path in paths.values()]
+        for (name, path), target in zip(paths.items(), targets, strict=True):
+            if name in SUFFIXES and (reason := _find_problem(path, SUFFIXES[name])):
+                raise UserError(f"--{name} {path}: {reason}")
+            if name == "summary" and (path.is_dir() or (path.exists() and not options.overwrite)):
+                raise UserError(f"--summary {path}: exists already; choose another name, or give --overwrite")
             if target in self.sources or targets.count(target) > 1:
                 raise UserError(f"{path}: is the source itself, or named twice; choose another name")
 
-    @property
-    def failed(self) -> bool:
-        """Whether a table could not be written, which no other source can mend."""
-        return any(table.failed for table in self.tables)
-
     @contextmanager
-    def open(self, labels: tuple[str, ...]) -> Iterator["Outputs"]:
+    def open(self, labels: tuple[str, ...]) -> Iterator[None]:
         """Keep the tables open within the `with` block; at its end, print the summary and draw the timeline."""
         paths = filter(None, (self.options.csv, self.options.jsonl))
         with ExitStack() as stack:
             self.tables = [stack.enter_context(Table(path, labels, self.options.overwrite)) for path in paths]
-            yield self
+            yield
             if self.summary.source is not None:  # something was seen
                 print(self.summary.describe())
                 if self.options.summary:
@@ -90,12 +74,11 @@ class Outputs:
     def record(self, source: Source) -> Iterator[Recorder | None]:
         """Keep the annotated file of one source open within the `with` block; at its end, print a line about it."""
         path, error = self._annotated_path(source), None
-        recorder = Recorder(path, source, self.options.overwrite) if path else nullcontext()
         self.frames = self.faces = 0
-        with recorder:
+        with Recorder(path, source, self.options.overwrite) if path else nullcontext() as recorder:
             start = time.perf_counter()
             try:
-                yield recorder if path else None
+                yield recorder
             except UserError as raised:  # the line comes before its message
                 error = raised
             fps = self.frames / (time.perf_counter() - start)
@@ -107,7 +90,7 @@ class Outputs:
                 line += f", {source.skipped} broken ones skipped"
             if missing := source.missing_seconds:
                 line += f"; {missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
-            if path and recorder.saved:
+            if recorder and recorder.frame_count:
                 line += f"; saved to {escape_unprintable(path)}"
             tqdm.write(line)
         if error:
@@ -133,3 +116,15 @@ class Outputs:
             if os.path.realpath(path) in self.sources:
                 raise UserError(f"--save {path}: is one of the sources; choose another folder")
         return path
+
+
+def _find_problem(path, suffixes):
+    """Return why a file can't be written, as far as that is known before any work is done."""
+    folder = path.resolve().parent
+    if path.suffix.lower() not in suffixes:
+        return f"its name has to end in {' or '.join(suffixes)}"
+    if not folder.is_dir():
+        return f"there is no folder {path.parent}; make it first"
+    if not os.access(folder, os.W_OK):
+        return "its folder can't be written to; choose another one"
+    return None

@@ -25,36 +25,26 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def draw(frame: np.ndarray, faces: Sequence[Face], labels: Sequence[str] = ()) -> np.ndarray:
-    """Draw the box, track_id, label and confidence of each face on a copy of a frame.
+    """Draw the box, track_id, label and confidence of each face on a copy of a frame, BGR uint8 (height, width, 3).
 
-    Args:
-        frame: BGR uint8 (height, width, 3).
-        faces: Their boxes may reach out of the frame.
-        labels: The names of the probabilities, to draw a bar for each; empty for no bars.
+    Boxes may reach out of the frame. `labels` are the names of the probabilities, to draw a bar for each.
     """
     image, scale, taken = frame.copy(), _text_scale(frame), [face.box for face in faces]
     for face in faces:
         x, y, width, height = face.box
-        line = max(1, round(3 * scale))
-        for thickness, colour in (
-            (line + 2, DARK),
-            (line, _colour(face.label)),
-        ):  # a dark rim is seen on any background
-            cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), colour, thickness)
+        corners, line = ((x, y), (x + width - 1, y + height - 1)), max(1, round(3 * scale))
+        cv2.rectangle(image, *corners, DARK, line + 2)  # a dark rim is seen on any background
+        cv2.rectangle(image, *corners, _colour(face.label), line)
         if labels:
-            taken.append(draw_bars(image, face, labels, scale, taken))
+            taken.append(_draw_bars(image, face, labels, scale, taken))
     for face in faces:  # last, so that nothing covers a text
         confidence = "" if face.label == UNCERTAIN else f" {face.confidence:.0%}"
-        draw_label(image, f"{face.track_id} {face.label}{confidence}", face.box[:2], scale, _colour(face.label))
+        _draw_label(image, f"{face.track_id} {face.label}{confidence}", face.box[:2], scale, _colour(face.label))
     return image
 
 
-def draw_bars(image: np.ndarray, face: Face, labels: Sequence[str], scale: float, taken: Sequence[tuple]) -> tuple:
-    """Draw a bar for each probability beside a face, on the side with more room; on its chin if a side is taken.
-
-    Returns:
-        The place of the bars, (x, y, width, height) as in `taken`.
-    """
+def _draw_bars(image, face, labels, scale, taken):
+    """Draw the bars of a face beside it, on the side with more room, or else on its chin; return their box."""
     row, margin = round(24 * scale), round(6 * scale)
     name_width = max(cv2.getTextSize(label, FONT, scale * 0.7, 1)[0][0] for label in labels)
     bar_width = round(90 * scale)
@@ -69,7 +59,7 @@ def draw_bars(image: np.ndarray, face: Face, labels: Sequence[str], scale: float
         left = max(0, min(left, image.shape[1] - width))
         top = max(0, min(top, image.shape[0] - height))
         place = left, top, width, height
-        if all(disjoint(place, other) for other in taken):
+        if not any(_overlap(place, other) for other in taken):
             break
     panel = image[top : top + height, left : left + width]
     panel[:] = panel // 4  # darker, but the scene stays visible
@@ -81,19 +71,18 @@ def draw_bars(image: np.ndarray, face: Face, labels: Sequence[str], scale: float
     return place
 
 
-def disjoint(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether two boxes (x, y, width, height) have no pixel in common."""
-    return any(one[i] + one[i + 2] <= other[i] or other[i] + other[i + 2] <= one[i] for i in (0, 1))
+def _overlap(one, other):
+    return all(one[i] < other[i] + other[i + 2] and other[i] < one[i] + one[i + 2] for i in (0, 1))
 
 
 def draw_status(image: np.ndarray, text: str) -> None:
-    """Draw a line of text into the lower left corner of an image, in place, as small as it has to be to fit."""
+    """Draw a line of text in the lower left corner of a BGR image, in place, as small as it has to be to fit."""
     scale = _text_scale(image) * 0.75
     fitting = scale * 0.95 * image.shape[1] / cv2.getTextSize(text, FONT, scale, 1)[0][0]
-    draw_label(image, text, (0, image.shape[0]), min(scale, fitting), STATUS_COLOUR)
+    _draw_label(image, text, (0, image.shape[0]), min(scale, fitting), STATUS_COLOUR)
 
 
-def draw_label(image: np.ndarray, text: str, corner: tuple[int, int], scale: float, colour: tuple) -> None:
+def _draw_label(image, text, corner, scale, colour):
     """Draw text on a plate of a colour; `corner` is its lower left one, moved into the image if necessary."""
     thickness = max(1, round(2 * scale))
     (width, height), baseline = cv2.getTextSize(text, FONT, scale, thickness)

@@ -21,10 +21,10 @@ MIN_FREE_BYTES = 2**20  # left free on the disk, because finishing a video takes
 class Recorder:
     """Write annotated images to a file in a `with` block: a video, or an image where the source is one.
 
-    The file is NAME.partial.SUFFIX until the block ends, also by an exception; then it gets its name, and `saved` is
-    True. A video has the source's frame rate (DEFAULT_FPS where that has none) and no sound. Each frame is shown at its
-    own time: a gap is filled with the frame before it; of frames that are closer than the frame rate allows, the first
-    is kept. In a live source, a gap of more than LOST_TIMEOUT is a pause by the user, which is left out.
+    The file is NAME.partial.SUFFIX until the block ends, also by an exception; then it gets its name, unless
+    `frame_count` is 0. A video has the source's frame rate (DEFAULT_FPS where that has none) and no sound. Each frame
+    is shown at its own time: a gap is filled with the frame before it; of frames that are closer than the frame rate
+    allows, the first is kept. In a live source, a gap of more than LOST_TIMEOUT is a pause by the user, left out.
 
     Raises:
         UserError: The suffix doesn't fit, the file exists and `overwrite` is False, another program is writing it, or
@@ -34,7 +34,7 @@ class Recorder:
     def __init__(self, path: Path, source: Source, overwrite: bool = False) -> None:
         self.path, self.source, self.overwrite = Path(path), source, overwrite
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        self.writer, self.frame_count, self.saved = None, 0, False
+        self.writer, self.frame_count = None, 0
         fps = source.fps or DEFAULT_FPS
         self.fps = round(fps, 3 if fps < 65 else 2)  # MPEG-4 can't count more than 65535 ticks a second
         suffixes = IMAGE_SUFFIXES if source.is_image else CODECS
@@ -62,6 +62,7 @@ class Recorder:
         return self
 
     def _fail(self, reason):
+        self.frame_count = 0  # so that the partial file doesn't get its name
         raise UserError(f"--save {self.path}: {reason}")
 
     def _check_overwrite(self, note=""):
@@ -69,17 +70,15 @@ class Recorder:
             self._fail(f"exists already; choose another name or remove it, or add --overwrite{note}")
 
     def write(self, image: np.ndarray, seconds: float) -> None:
-        """Write the frame that the source had at `seconds`.
+        """Write the frame that the source had at `seconds`, BGR uint8 (height, width, 3).
 
-        Args:
-            image: BGR uint8 (height, width, 3). A video resizes it to its first one; an image file keeps the last one.
-            seconds: The frame's time in the source.
+        A video resizes it to its first one; an image file keeps the last one.
         """
         if self.source.is_image:
             return self._write_image(image)
         if self.writer is None:
-            self.size, self.start, self.latest_seconds = image.shape[1::-1], seconds, seconds
-            self._open_writer()
+            self._open_writer(image.shape[1::-1])
+            self.start = self.latest_seconds = seconds
         if image.shape[1::-1] != self.size:
             image = cv2.resize(image, self.size)
         if seconds - self.latest_seconds > LOST_TIMEOUT and self.source.live:
@@ -99,25 +98,23 @@ class Recorder:
             self._fail(f"can't be written ({getattr(error, 'strerror', None) or 'too large for this ending'})")
         self.frame_count = 1
 
-    def _open_writer(self):
+    def _open_writer(self, size):
         codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
         with suppress_output():  # OpenCV warns of the tag of every WebM file, though it knows it
-            self.writer = cv2.VideoWriter(os.fsencode(os.path.abspath(self.partial)), codec, self.fps, self.size)
+            self.writer = cv2.VideoWriter(os.fsencode(os.path.abspath(self.partial)), codec, self.fps, size)
         if not self.writer.isOpened():
-            self._fail(f"OpenCV can't write a video of {self.size[0]}x{self.size[1]} pixels in this format; try .avi")
+            self._fail(f"OpenCV can't write a video of {size[0]}x{size[1]} pixels in this format; try .avi")
+        self.size = size
 
     def _check_free_space(self, image):
-        """Finish the video while there is space to finish it: OpenCV doesn't tell when the disk is full."""
+        """Fail while there is space to finish the video: OpenCV doesn't tell when the disk is full."""
+        needed = MIN_FREE_BYTES + image.nbytes + 64 * self.frame_count  # 64: per frame in the index, written last
         try:
             total, _, free = shutil.disk_usage(self.partial.parent)
-            needed = MIN_FREE_BYTES + image.nbytes + 64 * self.frame_count  # 64: per frame in the index, written last
-            if not total or free >= needed:
-                return
-            reason = f"the disk is full; what there is lies in {self.partial}"
         except OSError as error:
-            reason = f"its folder can't be written to any more ({error.strerror})"
-        self.frame_count = 0  # so that the partial file doesn't get its name
-        self._fail(reason)
+            self._fail(f"its folder can't be written to any more ({error.strerror})")
+        if total and free < needed:
+            self._fail(f"the disk is full; what there is lies in {self.partial}")
 
     def __exit__(self, *_: object) -> None:
         if self.writer:
@@ -136,7 +133,6 @@ class Recorder:
             os.replace(self.partial, self.path)
         except OSError as error:
             self._fail(f"can't be replaced ({error.strerror}); the new one is {self.partial}")
-        self.saved = True
 
     def _is_complete(self):
         """Read the last frame back, because OpenCV's writer doesn't tell when something went wrong."""

@@ -120,12 +120,12 @@ class Source:
 
     Args:
         source: One of `expand_sources`.
-        size: (width, height) in pixels to ask of a camera; None for its own choice.
+        size: (width, height) in pixels to ask of a camera.
         start: Where to begin in a video, in seconds; there may be no frames from there on. A few files can't be sought.
 
     Attributes:
         name: The source, without the user and password of a URL.
-        camera, live, is_image: Whether it is a camera; a camera or a stream; a single image.
+        live: Whether it is a camera or a stream.
         fps, frame_count: What a video file says of itself; None if unknown or another kind of source.
         skipped, dropped: How many broken frames were left out, and live ones replaced by newer ones, so far.
         missing_seconds: By how much a video, read to its end, is shorter than it says, if by more than a second.
@@ -142,7 +142,7 @@ class Source:
         self.fps = self.frame_count = self.capture = self.thread = None
         self.skipped, self.dropped, self.missing_seconds = 0, 0, 0.0
         self.newest = deque(maxlen=1)  # of a live source: the newest frame, its time and number; empty once taken
-        self.arrived, self.closing, self.refused = threading.Event(), threading.Event(), False
+        self.arrived, self.closing = threading.Event(), threading.Event()
         if not (self.camera or self.url or os.path.isfile(self.address)):  # opening a pipe could block for ever
             self._fail("no such video or image; give a file, an address, or the index of a camera such as 0")
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our one line says it better
@@ -171,7 +171,7 @@ class Source:
         if self.thread:
             self.thread.join(0.5)  # if it is stuck in a read, leave it: it ends by itself, or with the program
         elif self.capture:
-            release(self.capture)
+            _release(self.capture)
         self.frames = iter(())  # a generator refers to this object: a cycle would keep both, and their frames, for long
 
     def _fail(self, reason):
@@ -183,7 +183,16 @@ class Source:
     def _open(self):
         """Open the source. The result isn't open if that fails, or if the frames are too large."""
         if self.camera:
-            capture = self._open_camera()
+            index = int(self.address) if self.address.isdecimal() else self.address
+            capture = cv2.VideoCapture(index, CAMERA_API.get(sys.platform, cv2.CAP_ANY))
+            if not capture.isOpened():
+                capture = cv2.VideoCapture(index)
+            if self.size:
+                # larger frames come at a few per second without compression: USB 2 is too slow
+                capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG"))
+                capture.set(cv2.CAP_PROP_FRAME_WIDTH, self.size[0])
+                capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self.size[1])
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         elif self.url:
             options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * LOST_TIMEOUT)]
             options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * STALL_TIMEOUT)]
@@ -193,19 +202,6 @@ class Source:
             capture = cv2.VideoCapture(os.fsencode(os.path.abspath(self.address)))  # 12:30.mp4 looks like a URL
         if capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT) > MAX_IMAGE_PIXELS:
             capture.release()  # before the first frame is decoded, which memory may not hold
-        return capture
-
-    def _open_camera(self):
-        index = int(self.address) if self.address.isdecimal() else self.address
-        capture = cv2.VideoCapture(index, CAMERA_API.get(sys.platform, cv2.CAP_ANY))
-        if not capture.isOpened():
-            capture = cv2.VideoCapture(index)
-        if self.size:
-            # larger frames come at a few per second without compression: USB 2 is too slow
-            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG"))
-            capture.set(cv2.CAP_PROP_FRAME_WIDTH, self.size[0])
-            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self.size[1])
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         return capture
 
     def _read_image(self):
@@ -256,27 +252,24 @@ class Source:
             self.capture = self._open()  # not in the thread: macOS asks the user for permission in the main one only
         self.thread = threading.Thread(target=self._capture_loop, daemon=True)
         self.thread.start()
-        start, taken = 0.0, 0
+        start, taken = None, 0
         while True:
-            deadline = time.perf_counter() + (LOST_TIMEOUT if taken else 2 * LOST_TIMEOUT)
+            deadline = time.perf_counter() + LOST_TIMEOUT * (1 if taken else 2)
             while not self.newest:
-                if self.refused or time.perf_counter() > deadline:
+                if not self.thread.is_alive() or time.perf_counter() > deadline:  # it ends if it can't open the source
                     self._fail(f"lost, and not back in {LOST_TIMEOUT} seconds" if taken else "can't be opened")
                 self.arrived.wait(0.1)  # not longer: Windows heeds Ctrl-C between waits only
                 self.arrived.clear()
             image, seconds, number = self.newest.pop()
-            if not taken:
-                start, taken = seconds, number - 1
-            self.dropped += number - taken - 1
-            taken = number
+            start = start or seconds
+            self.dropped, taken = self.dropped + number - taken - 1, number
             yield image, seconds - start
 
     def _capture_loop(self):
         """Keep the newest frame, and open the source again when it is lost; runs in the thread."""
         capture = self.capture or self._open()
-        self.refused = not capture.isOpened()
-        broken, number, latest = 0, 0, time.perf_counter()
-        while not (self.refused or self.closing.is_set()):
+        opened, broken, number, latest = capture.isOpened(), 0, 0, time.perf_counter()
+        while opened and not self.closing.is_set():
             good, image = capture.read()
             if good:
                 self.skipped, broken = self.skipped + broken, 0
@@ -286,13 +279,13 @@ class Source:
                 continue
             broken += 1
             if broken > MAX_BROKEN_LIVE or time.perf_counter() - latest > STALL_TIMEOUT:
-                release(capture)
+                _release(capture)
                 self.closing.wait(0.2)
                 capture, broken, latest = self._open(), 0, time.perf_counter()
-        release(capture)
+        _release(capture)
 
 
-def release(capture: cv2.VideoCapture) -> None:
+def _release(capture):
     """Close a capture and return its memory to the system; glibc would keep most of it, and take more for the next."""
     capture.release()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):

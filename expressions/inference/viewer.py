@@ -1,7 +1,6 @@
 """The window that shows the recognized faces, and its keys."""
 
 import time
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -9,42 +8,27 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from expressions.files import atomic_write
 from expressions.inference import overlay
 from expressions.inference.sources import Source
 from expressions.inference.types import Face
 from expressions.window import Window
 
 KEYS = "q quit  s save  p pause  b bars  m mirror  h hide"
-QUIT_KEYS = ("q", "Q", "\x1b")  # \x1b is Esc
+QUIT_KEYS = ("q", "Q", "\x1b", None)  # \x1b is Esc; None: the window was closed
 FPS_GAIN = 0.1  # weight of the newest frame in the frame rate that is shown
 
 
 class Viewer:
-    """Shows frames in a window, open within the `with` block.
-
-    Args:
-        labels: The classifier's, for the bars.
-        bars: Whether to draw a bar for each probability, at first.
-    """
+    """Shows frames in its `window`, to be opened by `with`; `bars`: whether to draw one for each label, at first."""
 
     def __init__(self, labels: tuple[str, ...], bars: bool):
         self.window, self.labels, self.bars = Window("Expressions"), labels, bars
         self.mirrored, self.keys = False, KEYS  # mirrored: compared to what is usual for the source
-        self.last, self.fps = None, 0.0  # when the last frame was shown; frames per second, smoothed
-
-    def __enter__(self) -> "Viewer":
-        self.window.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.window.__exit__(*error)
+        self.last, self.fps = None, 0.0  # time of the last frame; frames per second, smoothed
 
     def show(self, image: np.ndarray, faces: list[Face], source: Source) -> bool:
-        """Show a frame and react to keys. An image, or a video that is paused, waits for a key.
-
-        Returns:
-            Whether to go on with the next frame; False once the user quits.
-        """
+        """Show a frame and react to keys; an image or a paused video waits for one. Returns whether to go on."""
         now = time.perf_counter()
         if self.last and not source.is_image:
             fps = 1 / max(now - self.last, 1e-6)
@@ -57,7 +41,7 @@ class Viewer:
             if status:
                 overlay.draw_status(shown, status)
             key = self.window.show(shown, source.fps)
-            if key is None or key in QUIT_KEYS:
+            if key in QUIT_KEYS:
                 return False
             if key == "s":
                 self.save(drawn)
@@ -86,10 +70,9 @@ class Viewer:
         paths = (Path(f"{stem}{'' if number == 1 else f'-{number}'}.png") for number in count(1))
         path = next(path for path in paths if not path.exists())
         try:
-            path.write_bytes(cv2.imencode(".png", image)[1])
+            with atomic_write(path, path.with_suffix(".partial")) as partial:
+                partial.write_bytes(cv2.imencode(".png", image)[1])
         except OSError as error:
-            with suppress(OSError):
-                path.unlink()  # not half an image
             tqdm.write(f"{path}: can't be written ({error.strerror})")
         else:
             tqdm.write(f"Saved {path}")
