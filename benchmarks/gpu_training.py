@@ -51,15 +51,22 @@ AVERAGE_EPOCHS = 3.0  # half-life of the moving average of the weights, in epoch
 STRONG = {"rotation": 15, "shift": 0.1, "zoom": 0.15, "aspect": 0.05, "erased": 0.5, "photometric": 0.7, "mixup": 0}
 # the last quarter of a run is milder, for the images that are measured are not warped
 MILD = {"rotation": 10, "shift": 0.07, "zoom": 0.12, "aspect": 0.03, "erased": 0.2, "photometric": 0.6, "mixup": 0}
-TEACHER = {"photometric": 0.35}  # its images are not changed when it labels them
+TEACHER = {"photometric": 0.35}  # in both; its images are not changed when it labels them
 # share of soft labels in the targets of the labels and of the votes
 STUDENTS = {
     "student1": dict(seed=1, epochs=230, labels_share=0.6, votes_share=0.5),
     "student2": dict(seed=2, epochs=230, labels_share=0.4, votes_share=0.3),
-    "student3": dict(seed=3, epochs=230, labels_share=0.8, votes_share=0.6, changes={"mixup": 0.3, "photometric": 0.6}),
+    "student3": dict(
+        seed=3,
+        epochs=230,
+        labels_share=0.8,
+        votes_share=0.6,
+        strong={"mixup": 0.3, "photometric": 0.6},
+        mild={"photometric": 0.5},
+    ),
     "wide": dict(seed=4, epochs=160, labels_share=0.6, votes_share=0.5, width=1.5),
 }
-MATCHED = dict(seed=5, epochs=260, labels_share=0.6, votes_share=0.5, peak=0.2, changes={"mixup": 0.4})
+MATCHED = dict(seed=5, epochs=260, labels_share=0.6, votes_share=0.5, peak=0.2, strong={"mixup": 0.4})
 TRUST = 0.8  # of the students' mean in the targets of the matched network
 LOGIT_ADJUSTMENT = 0.3  # of train.py from scratch: for rare classes
 
@@ -134,7 +141,7 @@ def softmaxes(logits, classes, library=np):
     return library.concatenate([power / power.sum(axis=1, keepdims=True) for power in powers], axis=1)
 
 
-# ---- augmentation, on batches of float32 (n, 48, 48), 0 to 255 --------------------------------------------------------
+# ---- augmentation, on batches of float32 (n, 48, 48), 0 to 255 -----------------------------------------------------
 
 
 def filter_matrices():
@@ -187,7 +194,7 @@ def warp(pixels, key, strength):
 
 
 def compress(pixels, quality):
-    """What JPEG at a quality of 1 to 100 leaves of images: rounded cosine transforms of blocks of 8 x 8 pixels."""
+    """What JPEG at a quality of 1 to 100, (n, 1, 1), leaves of images: rounded cosine transforms of 8 x 8 pixels."""
     table = np.array([  # of ISO/IEC 10918-1, table K.1
         [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55], [14, 13, 16, 24, 40, 57, 69, 56],
         [14, 17, 22, 29, 51, 87, 80, 62], [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
@@ -196,7 +203,7 @@ def compress(pixels, quality):
     cosines = cv2.dct(np.eye(8, dtype=np.float32), flags=cv2.DCT_ROWS).T
     blocks = (pixels - 128).reshape(len(pixels), IMAGE_SIZE // 8, 8, IMAGE_SIZE // 8, 8)
     scale = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality)
-    steps = jnp.clip(jnp.floor((table * scale + 50) / 100), 1, 255)[:, None, :, None]
+    steps = jnp.clip(jnp.floor((table * scale + 50) / 100), 1, 255)[:, None, :, None, :]
     multiply = functools.partial(jnp.einsum, precision="highest")
     rounded = jnp.round(multiply("ij,najbk,lk->naibl", cosines, blocks, cosines) / steps) * steps
     return multiply("ji,najbk,kl->naibl", cosines, rounded, cosines).reshape(pixels.shape) + 128
@@ -224,7 +231,7 @@ def change_photometry(pixels, key, strength, blurs, shrinks):
     new = jnp.clip(new * (1 + sometimes(0.3, -0.5, 0.5) * slope), 0, 255)
     noise = jax.random.normal(jax.random.fold_in(key, 0), new.shape)
     new = jnp.clip(new + sometimes(0.4, 0, 16) * noise, 0, 255)
-    new = jnp.where(chance(0.3), jax.vmap(compress)(new[:, None], uniform(15, 90))[:, 0], new)
+    new = jnp.where(chance(0.3), compress(new, uniform(15, 90)), new)
     return jnp.where(changed, jnp.clip(new, 0, 255), pixels)
 
 
@@ -303,14 +310,16 @@ def train_epoch(state, images, targets, order, key, hyper, filters, ensemble, cl
     return state, losses.mean()
 
 
-def train(images, targets, rows, classes, *, seed, epochs, width=1.0, peak=0.3, changes=None, ensemble=(), start=None,
-          check=lambda network, epoch: None):  # fmt: skip
+def train(
+    images, targets, rows, classes, *, seed, epochs, width=1.0, peak=0.3, strong=None, mild=None, ensemble=(),
+    start=None, check=lambda network, epoch: None,
+):  # fmt: skip
     """Train a network on the images `rows`; returns the moving average of its weights: parameters and statistics.
 
     Args:
         images, targets, classes: As `train_epoch` takes them.
         epochs: The rate climbs to `peak` in the first WARMUP of them, and falls as a cosine to zero.
-        changes: Of the strengths of the augmentation, STRONG and MILD.
+        strong, mild: What differs from STRONG and MILD.
         ensemble: See `train_epoch`.
         start: A network to start from; None for a new one.
         check: Called with the network and the number of each epoch of the last third.
@@ -319,7 +328,7 @@ def train(images, targets, rows, classes, *, seed, epochs, width=1.0, peak=0.3, 
     network = jax.tree.map(jnp.copy, start or init_network(subkey, width, targets.shape[1]))
     state = (*network, jax.tree.map(jnp.zeros_like, network[0]), jax.tree.map(jnp.copy, network))
     filters, steps, warmup = filter_matrices(), len(rows) // BATCH_SIZE, max(1, round(WARMUP * epochs))
-    strong, mild = ({**strength, **(changes or {})} for strength in (STRONG, MILD))
+    strong, mild = STRONG | (strong or {}), MILD | (mild or {})
     rows, images, targets = jnp.asarray(rows), jnp.asarray(images), jnp.asarray(targets)
     for epoch in range(epochs):
         cosine = 0.5 + 0.5 * math.cos(math.pi * (epoch - warmup + 1) / (epochs - warmup + 1))
@@ -337,7 +346,7 @@ def train(images, targets, rows, classes, *, seed, epochs, width=1.0, peak=0.3, 
     return state[3]
 
 
-def cross_fitted_labels(split, classes, digests, width=TEACHER_WIDTH, epochs=TEACHER_EPOCHS):
+def cross_fitted_labels(split, classes, digests):
     """What teachers that have not seen an image say of it: float32 (n, 2 * classes + 1)."""
     folds = digests % FOLDS  # by content, so that copies of an image are in one fold
     uniform = np.full((len(folds), 2 * classes + 1), 1 / classes, np.float32)
@@ -347,7 +356,15 @@ def cross_fitted_labels(split, classes, digests, width=TEACHER_WIDTH, epochs=TEA
         unseen = folds == number % FOLDS
         seen = np.random.default_rng(number).permutation(np.flatnonzero(~unseen))[:count]  # one size: compiled once
         network = train(
-            split.images, targets, seen, classes, seed=100 + number, epochs=epochs, width=width, changes=TEACHER
+            split.images,
+            targets,
+            seen,
+            classes,
+            seed=100 + number,
+            epochs=TEACHER_EPOCHS,
+            width=TEACHER_WIDTH,
+            strong=TEACHER,
+            mild=TEACHER,
         )
         views = [zoomed(split.images[unseen], zoom) for zoom in VIEWS]
         views += [view[:, :, ::-1] for view in views]
