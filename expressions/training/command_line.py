@@ -6,7 +6,7 @@ from pathlib import Path
 from expressions import UserError, cli
 from expressions.model_file import SCALINGS
 from expressions.training import distributed
-from expressions.training.types import SPLITS
+from expressions.training.readers import SPLITS
 
 
 def parse(arguments: list[str] | None, description: str, networks: dict, epochs: str) -> argparse.Namespace:

@@ -22,9 +22,8 @@ import numpy as np
 from expressions import UserError, cli
 from expressions.files import suppress_output
 
-ADDRESSES, WORLD_SIZE, RANK = (
-    f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
-)
+PREFIX = "KERAS_DISTRIBUTION_"
+VARIABLES = ADDRESSES, WORLD_SIZE, RANK = f"{PREFIX}JOB_ADDRESSES", f"{PREFIX}NUM_PROCESSES", f"{PREFIX}PROCESS_ID"
 JOIN_TIMEOUT = 120  # seconds in which all processes have to come
 HEARTBEAT_TIMEOUT = 20  # seconds without a sign of life, after which a process counts as lost
 CONNECTION_ERROR = re.compile("Gloo|NCCL|UNAVAILABLE|Connection (closed|refused|reset)")
@@ -40,10 +39,10 @@ class ProcessInfo(NamedTuple):
 
 def process_info() -> ProcessInfo:
     """What the environment says about this process. Raises UserError where it contradicts itself."""
-    given = {name: os.environ[name] for name in (ADDRESSES, WORLD_SIZE, RANK) if os.environ.get(name)}
+    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not given or given.get(WORLD_SIZE) == "1":
         return ProcessInfo()
-    missing = [name for name in (ADDRESSES, WORLD_SIZE, RANK) if name not in given]
+    missing = [name for name in VARIABLES if name not in given]
     if missing:
         raise UserError(f"{next(iter(given))} is set, but not {' and '.join(missing)}; set all three, or none")
     addresses, size, rank = given[ADDRESSES].split(","), given[WORLD_SIZE], given[RANK]
@@ -96,9 +95,8 @@ def _connect(info):
     import jax
     from jax.experimental.multihost_utils import sync_global_devices
 
-    where = f"{ADDRESSES} {info.coordinator}"
-    late = f"{where}: {info.world_size} processes have not come together there within {JOIN_TIMEOUT} seconds"
-    late += "; start all of them, and see that they reach that port"
+    where, hint = f"{ADDRESSES} {info.coordinator}", "start all of them, and see that they reach that port"
+    late = f"{where}: {info.world_size} processes have not come together there within {JOIN_TIMEOUT} seconds; {hint}"
     timer = threading.Timer(JOIN_TIMEOUT, _exit, [late])  # at JAX's own timeout it aborts with a stack trace
     timer.daemon = True
     timer.start()
@@ -208,6 +206,7 @@ class GracefulStop(keras.callbacks.Callback):
                 print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Raise KeyboardInterrupt if a process was asked to stop."""
         requested = self.requested
         if self.together:
             from jax.experimental.multihost_utils import process_allgather

@@ -7,7 +7,7 @@ from expressions import UserError
 from expressions.classifier import Classifier
 from expressions.cli import escape_unprintable
 from expressions.training import dataset, metrics
-from expressions.training.types import Dataset
+from expressions.training.readers import Dataset
 
 
 def describe_data(data: Dataset) -> None:

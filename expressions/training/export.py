@@ -16,7 +16,7 @@ from expressions.files import atomic_write
 from expressions.model_file import convert_to_float16, read_metadata, write_metadata, write_votes_layer
 from expressions.training import metrics, report
 from expressions.training.targets import extract_label_head, extract_votes_head
-from expressions.training.types import Dataset
+from expressions.training.readers import Dataset
 
 
 def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespace, tau: float, started: str) -> None:

@@ -36,12 +36,6 @@ def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, C
     return loss, accuracy
 
 
-def extract_votes_head(weights: list[np.ndarray], classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of the outputs for votes; weights as for `extract_label_head`."""
-    *_, kernel, bias = weights
-    return kernel[:, classes:], bias[classes:]
-
-
 def extract_label_head(weights: list[np.ndarray], images_per_class: np.ndarray, tau: float) -> list[np.ndarray]:
     """The weights of the network that ships: it predicts labels alone, the rare ones a little more readily.
 

@@ -17,7 +17,7 @@ from expressions.files import lock_file
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import dataset, distributed, report, synthetic
 from expressions.training.targets import make_targets
-from expressions.training.types import Dataset, Split
+from expressions.training.readers import Dataset, Split
 from expressions.window import show_image
 
 TEACHER_SHARE = 0.5  # of what teachers say in the targets of a network that learns from them
