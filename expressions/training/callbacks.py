@@ -26,7 +26,7 @@ logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.get
 
 
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
-    """ModelCheckpoint of the best validation accuracy; a run that is killed while it saves leaves the model of before."""
+    """ModelCheckpoint of the best validation accuracy; a run killed while it saves leaves the model of before."""
 
     def __init__(self, path: Path):
         self.path, self.partial = path, path.with_suffix(".partial.h5")

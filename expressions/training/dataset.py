@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from expressions import UserError
-from expressions.training.readers import CSV_COLUMNS, find_dataset, read_csv, read_folders, read_votes
-from expressions.training.readers import SPLITS, Dataset, Split
+from expressions.training import readers
+from expressions.training.readers import SPLITS, Dataset, Split, find_dataset
 
 VALIDATION_SHARE = 0.1  # of the training images, for a data set without a validation split
 
@@ -18,11 +18,12 @@ def load(path: str | os.PathLike, training: bool = True) -> Dataset:
     try:
         found = find_dataset(path)
         if found is None:
-            no_table = f"no table whose first line has {' and '.join(CSV_COLUMNS)}; if it is packed, unpack it first"
+            columns = " and ".join(readers.CSV_COLUMNS)
+            no_table = f"no table whose first line has {columns}; if it is packed, unpack it first"
             no_folder = "no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
             raise UserError(f"{path}: {no_table if path.is_file() else no_folder}")
-        votes = read_votes({place if place.is_dir() else place.parent for place in (path, found)})
-        data = (read_csv if found.is_file() else read_folders)(found, votes)
+        votes = readers.read_votes({place if place.is_dir() else place.parent for place in (path, found)})
+        data = (readers.read_csv if found.is_file() else readers.read_folders)(found, votes)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be read ({error.strerror}); check its permissions") from None
     return prepare(data, training)

@@ -75,9 +75,7 @@ def process_group() -> Iterator[None]:
         return
     from jax.experimental.multihost_utils import sync_global_devices
 
-    with contextlib.ExitStack() as stack:
-        if info.rank:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if info.rank else sys.stdout):
         try:
             _connect(info)
             yield
@@ -179,29 +177,28 @@ class GracefulStop(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.requested, self.stopped, self.handlers = False, False, {}
+        self.requested, self.stopped, self.signals = False, False, ()
         self.together = process_info().world_size > 1
 
     def __enter__(self) -> "GracefulStop":
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and signal.getsignal(number) == signal.default_int_handler:
-                self.handlers[number] = signal.signal(number, self._request)
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self.signals = [number for number, handler in handlers.items() if handler == signal.default_int_handler]
+        self._handle_signals(self._request)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> bool:
-        self._restore_handlers()
+        self._handle_signals(signal.default_int_handler)
         self.stopped = kind is KeyboardInterrupt
         return self.stopped
 
-    def _restore_handlers(self):
-        for number, handler in self.handlers.items():
+    def _handle_signals(self, handler):
+        for number in self.signals:
             signal.signal(number, handler)
 
     def _request(self, *_):
         self.requested = True
         if not self.together:
-            self._restore_handlers()
+            self._handle_signals(signal.default_int_handler)
             with contextlib.suppress(OSError, RuntimeError):  # its terminal closed, or amid another print
                 print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 

@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
         return counts
 
     def per_class(self) -> pd.DataFrame:
-        """Precision, recall and F1 (0 to 1; NaN: recall of a class without images) and support (images) of each class."""
+        """Precision, recall, F1 (0 to 1) and support of each class; the recall of a class without images is NaN."""
         counts = self.confusion_matrix()
         hits, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
         columns = {

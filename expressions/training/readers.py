@@ -93,10 +93,8 @@ class Dataset(NamedTuple):
 
 def find_dataset(path: Path) -> Path | None:
     """Find the CSV file, or the folder with split or class folders, at `path` or one level below it; None if none."""
-    if path.is_file():
-        return path if _has_columns(path, *CSV_COLUMNS) else None
     if not path.is_dir():
-        return None
+        return path if _has_columns(path, *CSV_COLUMNS) else None
     below = [entry for entry in _list_visible(path) if entry.is_dir()]
     found = []
     for folder in [path, *below]:
