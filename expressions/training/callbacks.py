@@ -15,11 +15,10 @@ from expressions import RESCALE, UserError
 from expressions.files import atomic_write
 from expressions.training import distributed
 
-# What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
+# what Keras's callbacks remember from epoch to epoch, and forget when a run starts
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
 # what NumPy and zipfile raise for a damaged file
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
-
 
 # Keras reminds at every save that .h5 is an old format; it is the one that was asked for
 logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
