@@ -24,10 +24,10 @@ with suppress_output():  # TensorFlow's greeting
     from keras import callbacks, layers
 
 from expressions import IMAGE_SIZE, RESCALE, cli
-from expressions.training import command_line, dataset, distributed, evaluation, trainer
+from expressions.training import command_line, dataset, distributed, trainer
 from expressions.training.augmentation import Batches, OpenCVImageDataGenerator
 from expressions.training.callbacks import AtomicModelCheckpoint, EpochTimer, StochasticWeightAveraging, TrainingState
-from expressions.training.export import export
+from expressions.training.evaluation import describe_data, evaluate, export
 from expressions.training.networks import classic_network, conv_bn_relu, large_network
 from expressions.training.targets import loss_and_accuracy
 
@@ -90,7 +90,7 @@ def run(arguments: list[str] | None) -> None:
     options = command_line.parse(arguments, __doc__, list(NETWORKS), epochs)
     try:
         if options.evaluate:
-            return evaluation.evaluate(options, options.data or DATA)
+            return evaluate(options, options.data or DATA)
         with distributed.process_group():
             data = load_data(options)
             with trainer.run_directory(options.model) as directory:
@@ -111,7 +111,7 @@ def load_data(options: argparse.Namespace) -> dataset.Dataset:
     options.model = options.model or MODELS / name
     options.epochs = options.epochs or (FINE_TUNING.epochs if options.start else epochs)
     command_line.check(options, data.labels)
-    evaluation.describe_data(data)
+    describe_data(data)
     return data
 
 

@@ -472,7 +472,7 @@ def run_training(options):
 def run_export(options):
     """Make a model file, with its report, of weights that `run_training` wrote."""
     with suppress_output():  # TensorFlow's greeting
-        from expressions.training.export import export
+        from expressions.training.evaluation import export
         from expressions.training.networks import large_network
 
     data, directory = dataset.load(options.data), options.model.with_suffix("")

@@ -83,10 +83,7 @@ class OpenCVImageDataGenerator(ImageDataGenerator):
             raise ValueError("OpenCVImageDataGenerator does rotation, shift, zoom and horizontal flip, nearest border")
 
     def flow(self, x: np.ndarray, y: np.ndarray, batch_size: int = 32, shuffle: bool = True, seed: int = 0) -> Batches:
-        """Batches of images x, uint8 (n, height, width, 1), and their targets y, float32 (n, columns).
-
-        batch_size: over all devices and processes. shuffle: anew in every epoch. seed: 0 to 2**32 - 1.
-        """
+        """Batches of images x, uint8 (n, height, width, 1), and targets y; batch_size is over all devices."""
         return Batches(self, x, y, batch_size, shuffle, seed)
 
     def random_transform(self, x: np.ndarray, seed: int | np.random.Generator | None = None) -> np.ndarray:
@@ -115,15 +112,11 @@ class OpenCVImageDataGenerator(ImageDataGenerator):
         # order and with the axes of Keras's own apply_affine_transform.
         centre_x, centre_y = (x.shape[1] - 1) / 2, (x.shape[0] - 1) / 2
         from_x, from_y = drawn["tx"] - zoom_x * centre_x, drawn["ty"] - zoom_y * centre_y
-        matrix = np.array(
-            [
-                [cosine * zoom_x, -sine * zoom_y, centre_x + cosine * from_x - sine * from_y],
-                [sine * zoom_x, cosine * zoom_y, centre_y + sine * from_x + cosine * from_y],
-            ]
-        )
+        to_x = [cosine * zoom_x, -sine * zoom_y, centre_x + cosine * from_x - sine * from_y]
+        to_y = [sine * zoom_x, cosine * zoom_y, centre_y + sine * from_x + cosine * from_y]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        warped = cv2.warpAffine(x, matrix, (x.shape[1], x.shape[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return warped[:, :, None]
+        size, matrix = (x.shape[1], x.shape[0]), np.array([to_x, to_y])
+        return cv2.warpAffine(x, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)[:, :, None]
 
 
 def random_erasing(image: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:

@@ -15,27 +15,24 @@ from expressions import RESCALE, UserError
 from expressions.files import atomic_write
 from expressions.training import distributed
 
-# What Keras's callbacks remember from epoch to epoch, and forget when a run starts.
+# what Keras's callbacks remember from epoch to epoch, and forget when a run starts
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
 # what NumPy and zipfile raise for a damaged file
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
-
 
 # Keras reminds at every save that .h5 is an old format; it is the one that was asked for
 logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
 
 
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
-    """ModelCheckpoint of the best validation accuracy that replaces the .h5 file at `path` in one step.
-
-    So a run that is killed while it saves leaves the model of before.
-    """
+    """ModelCheckpoint of the best validation accuracy; a run killed while it saves leaves the model of before."""
 
     def __init__(self, path: Path):
         self.path, self.partial = path, path.with_suffix(".partial.h5")
         super().__init__(self.partial, monitor="val_accuracy", mode="max", save_best_only=True)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Save the network if it is the best so far, then replace the file at `path` in one step."""
         self.partial.unlink(missing_ok=True)  # half a file, from a run that was killed while it wrote
         if np.isfinite(logs["loss"]):
             super().on_epoch_end(epoch, logs)
@@ -47,18 +44,19 @@ class EpochTimer(keras.callbacks.Callback):
     """Add the seconds that an epoch took, validation included, to its logs, for the CSVLogger after it."""
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Start the clock."""
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Stop the clock."""
         logs["seconds"] = round(time.perf_counter() - self.start, 2)
 
 
 class StochasticWeightAveraging(keras.callbacks.Callback):
     """Validate and save, after each epoch, the mean of the weights that the epochs so far ended with.
 
-    Training goes on from the weights that the latest epoch ended with. As in the paper (Izmailov et al. 2018,
-    arXiv:1803.05407), the means and variances of batch normalisation are measured anew for the averaged weights, in
-    MEASURED of the training images, uint8 (n, height, width, 1).
+    As in the paper (Izmailov et al. 2018, arXiv:1803.05407), the means and variances of batch normalisation are
+    measured anew for the averaged weights, in MEASURED of the training images, uint8 (n, height, width, 1).
     """
 
     MEASURED = 6144
@@ -69,6 +67,7 @@ class StochasticWeightAveraging(keras.callbacks.Callback):
         self.images, self.count, self.mean, self.latest = images[picked] * np.float32(RESCALE), 0, None, None
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Go on from the weights that the latest epoch ended with."""
         if self.latest:
             self.model.set_weights(self.latest)
 
@@ -98,13 +97,10 @@ class TrainingState(keras.callbacks.Callback):
     start, tells runs apart. `settings`, JSON values by name, are what a resumed run must have in common with this one.
     """
 
-    def __init__(
-        self, directory: Path, settings: dict, callbacks: list, average: StochasticWeightAveraging | None = None
-    ):
+    def __init__(self, directory: Path, settings: dict, callbacks: list, average: StochasticWeightAveraging | None):
         super().__init__()
         self.path, self.history = directory / "state.npz", directory / "history.partial.csv"
-        self.settings = settings
-        self.callbacks, self.average = callbacks, average
+        self.settings, self.callbacks, self.average = settings, callbacks, average
         self.memory, self.started = None, time.strftime("%Y-%m-%d %H:%M:%S")
 
     def start(self, best: Path) -> None:
@@ -129,7 +125,7 @@ class TrainingState(keras.callbacks.Callback):
             raise UserError(f"{self.path}: damaged; remove it and start anew") from None
 
     def restore(self, network: keras.Model, state: dict, values: list[np.ndarray]) -> int:
-        """Put `network` (compiled) back where the run stood when it saved what `read` returned.
+        """Put a compiled network back where the run stood when it saved what `read` returned.
 
         Returns how many epochs are done; all of them when the run had ended by itself. Raises UserError when it had
         other settings.
@@ -144,7 +140,8 @@ class TrainingState(keras.callbacks.Callback):
             count, self.average.count = len(network.weights), int(done)
             values, self.average.latest = values[:-count], values[-count:]
         try:
-            for variable, value in zip(self._variables(network), values, strict=True):
+            variables = [*network.variables, *network.optimizer.variables]
+            for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         except ValueError:
             raise UserError(f"{self.path}: belongs to a network of other layers; remove it to start anew") from None
@@ -155,34 +152,26 @@ class TrainingState(keras.callbacks.Callback):
             self.history.write_text(state["history"], encoding="utf-8")
         return self.settings["epochs"] if state["ended"] else state["epochs"]
 
-    @staticmethod
-    def _variables(network):
-        return [*network.variables, *network.optimizer.variables]
-
     def on_train_begin(self, logs: dict | None = None) -> None:
-        # the other callbacks have just forgotten
+        """Give the other callbacks, which have just forgotten everything, their memory back."""
         for callback, memory in zip(self.callbacks, self.memory or (), strict=False):
             for name, value in memory.items():
                 setattr(callback, name, value)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Save the state."""
         if not distributed.is_primary() or not np.isfinite(logs["loss"]):
             return  # the last good state is worth more
         memory = [
-            {name: _as_number(getattr(callback, name)) for name in MEMORY if hasattr(callback, name)}
-            for callback in self.callbacks
+            {name: getattr(callback, name) for name in MEMORY if hasattr(callback, name)} for callback in self.callbacks
         ]
-        values = [keras.ops.convert_to_numpy(variable) for variable in self._variables(self.model)]
+        variables = [*self.model.variables, *self.model.optimizer.variables]
+        values = [keras.ops.convert_to_numpy(variable) for variable in variables]
         if self.average:
             values += [*self.average.latest, self.average.count]  # the mean is in the network
         state = {"settings": self.settings, "started": self.started, "memory": memory, "variables": len(values)}
         state |= {"epochs": epoch + 1, "ended": bool(self.model.stop_training)}
         state["history"] = self.history.read_text(encoding="utf-8")
         values = {f"variable{index}": value for index, value in enumerate(values)}
-        with atomic_write(self.path) as partial:
-            np.savez(partial, state=np.array(json.dumps(state)), **values)
-
-
-def _as_number(value):
-    # JSON doesn't know NumPy's scalars
-    return value if value is None or isinstance(value, int) else float(value)
+        with atomic_write(self.path) as partial:  # float: JSON doesn't know NumPy's scalars
+            np.savez(partial, state=np.array(json.dumps(state, default=float)), **values)

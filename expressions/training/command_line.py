@@ -6,10 +6,10 @@ from pathlib import Path
 from expressions import UserError, cli
 from expressions.model_file import SCALINGS
 from expressions.training import distributed
-from expressions.training.types import SPLITS
+from expressions.training.readers import SPLITS
 
 
-def parse(arguments: list[str] | None, description: str, networks: dict, epochs: str) -> argparse.Namespace:
+def parse(arguments: list[str] | None, description: str, networks: list[str], epochs: str) -> argparse.Namespace:
     """Read the command line. epochs: the defaults of --epochs, in words."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument

@@ -6,31 +6,24 @@ from pathlib import Path
 import numpy as np
 
 from expressions import UserError
-from expressions.training.readers import CSV_COLUMNS, find_dataset, read_csv, read_folders, read_votes
-from expressions.training.types import SPLITS, Dataset, Split
+from expressions.training import readers
+from expressions.training.readers import SPLITS, Dataset, Split, find_dataset
 
 VALIDATION_SHARE = 0.1  # of the training images, for a data set without a validation split
 
 
 def load(path: str | os.PathLike, training: bool = True) -> Dataset:
-    """Read the data set at `path`, and FER+ votes beside it.
-
-    Args:
-        path: A CSV file, a folder that holds one, or a folder of class folders.
-        training: See `prepare`.
-
-    Raises:
-        UserError: There is no data set at `path`, or none that can be trained on.
-    """
+    """Read the data set at `path`, a file or a folder, and FER+ votes beside it; `training` as in `prepare`."""
     path = Path(path)
     try:
         found = find_dataset(path)
         if found is None:
-            no_table = f"no table whose first line has {' and '.join(CSV_COLUMNS)}; if it is packed, unpack it first"
+            columns = " and ".join(readers.CSV_COLUMNS)
+            no_table = f"no table whose first line has {columns}; if it is packed, unpack it first"
             no_folder = "no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
             raise UserError(f"{path}: {no_table if path.is_file() else no_folder}")
-        votes = read_votes({place if place.is_dir() else place.parent for place in (path, found)})
-        data = (read_csv if found.is_file() else read_folders)(found, votes)
+        votes = readers.read_votes({place if place.is_dir() else place.parent for place in (path, found)})
+        data = (readers.read_csv if found.is_file() else readers.read_folders)(found, votes)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be read ({error.strerror}); check its permissions") from None
     return prepare(data, training)
@@ -39,13 +32,7 @@ def load(path: str | os.PathLike, training: bool = True) -> Dataset:
 def prepare(data: Dataset, training: bool = True) -> Dataset:
     """Hold out validation images if there are none, drop training images that leak, and note what was found and done.
 
-    Args:
-        data: As read.
-        training: Drop the training images that are also in another split, and check that the rest can be trained on.
-            False: the data set is for measuring; it keeps every image.
-
-    Raises:
-        UserError: There is no image, or nothing can be learned from them.
+    With `training` False, the data set is for measuring: it keeps every image, and need not be one to learn from.
     """
     splits, notes = dict(data.splits), list(data.notes)
     if not splits or training and "train" not in splits:
@@ -53,7 +40,7 @@ def prepare(data: Dataset, training: bool = True) -> Dataset:
         raise UserError(f"{data.source}: no training image that OpenCV can read; put some in train/<class>/{found}")
     if "train" in splits and "validation" not in splits:
         train = splits["train"]
-        held_out = stratified_holdout(train.labels)
+        held_out = _stratified_holdout(train.labels)
         if training and not held_out.any():
             raise UserError(f"{data.source}: one image a class; training takes more, some for validation")
         splits["train"], splits["validation"] = train.subset(~held_out), train.subset(held_out)
@@ -66,14 +53,15 @@ def prepare(data: Dataset, training: bool = True) -> Dataset:
                 splits["train"] = splits["train"].subset(~leaks)
                 notes.append(f"dropped {leaks.sum()} training images that also stand in {name}, pixel for pixel")
     notes += [*_note_copies(splits), *_check_votes(splits)]
+    if training and len(data.labels) < 2:
+        raise UserError(f"{data.source}: only one class ({', '.join(data.labels)}); training takes at least two")
     for name, split in splits.items():
-        counts = zip(data.labels, np.bincount(split.labels, minlength=len(data.labels)), strict=True)
-        missing = [label for label, count in counts if not count and name != "train"]
-        notes += [f"no {name} image of {label}: its figures can't be measured" for label in missing]
-    data = data._replace(splits={name: splits[name] for name in SPLITS if name in splits}, notes=tuple(notes))
-    if training:
-        _check_classes(data)
-    return data
+        missing = [label for index, label in enumerate(data.labels) if index not in split.labels]
+        if name != "train":
+            notes += [f"no {name} image of {label}: its figures can't be measured" for label in missing]
+        elif training and missing:
+            raise UserError(f"{data.source}: no training image of {missing[0]}; add some or remove its folder")
+    return data._replace(splits={name: splits[name] for name in SPLITS if name in splits}, notes=tuple(notes))
 
 
 def _note_copies(splits):
@@ -97,23 +85,14 @@ def _check_votes(splits):
     return [f"FER+ votes (Barsoum et al. 2016, MIT licence) for {counts}"] if tagged else []
 
 
-def _check_classes(data):
-    if len(data.labels) < 2:
-        raise UserError(f"{data.source}: only one class ({', '.join(data.labels)}); training takes at least two")
-    counts = np.bincount(data.splits["train"].labels, minlength=len(data.labels))
-    if not counts.all():
-        label = data.labels[counts.argmin()]
-        raise UserError(f"{data.source}: no training image of {label}; add some or remove its folder")
-
-
 def duplicate_mask(split: Split, other: Split) -> np.ndarray:
     """Return which images of `split` are also in `other`, pixel for pixel, as a boolean mask (n,)."""
     seen = {image.tobytes() for image in other.images}
     return np.array([image.tobytes() in seen for image in split.images], dtype=bool)
 
 
-def stratified_holdout(labels: np.ndarray) -> np.ndarray:
-    """Choose the same share of every class, at least one image of two, from the labels, int (n,): a boolean mask (n,).
+def _stratified_holdout(labels):
+    """Choose the same share of every class, at least one image of two: a boolean mask (n,).
 
     It depends on the labels alone, so that a model is never validated on images that its teacher was trained on.
     """

@@ -22,9 +22,8 @@ import numpy as np
 from expressions import UserError, cli
 from expressions.files import suppress_output
 
-ADDRESSES, WORLD_SIZE, RANK = (
-    f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
-)
+PREFIX = "KERAS_DISTRIBUTION_"
+VARIABLES = ADDRESSES, WORLD_SIZE, RANK = f"{PREFIX}JOB_ADDRESSES", f"{PREFIX}NUM_PROCESSES", f"{PREFIX}PROCESS_ID"
 JOIN_TIMEOUT = 120  # seconds in which all processes have to come
 HEARTBEAT_TIMEOUT = 20  # seconds without a sign of life, after which a process counts as lost
 CONNECTION_ERROR = re.compile("Gloo|NCCL|UNAVAILABLE|Connection (closed|refused|reset)")
@@ -40,10 +39,10 @@ class ProcessInfo(NamedTuple):
 
 def process_info() -> ProcessInfo:
     """What the environment says about this process. Raises UserError where it contradicts itself."""
-    given = {name: os.environ[name] for name in (ADDRESSES, WORLD_SIZE, RANK) if os.environ.get(name)}
+    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not given or given.get(WORLD_SIZE) == "1":
         return ProcessInfo()
-    missing = [name for name in (ADDRESSES, WORLD_SIZE, RANK) if name not in given]
+    missing = [name for name in VARIABLES if name not in given]
     if missing:
         raise UserError(f"{next(iter(given))} is set, but not {' and '.join(missing)}; set all three, or none")
     addresses, size, rank = given[ADDRESSES].split(","), given[WORLD_SIZE], given[RANK]
@@ -76,9 +75,7 @@ def process_group() -> Iterator[None]:
         return
     from jax.experimental.multihost_utils import sync_global_devices
 
-    with contextlib.ExitStack() as stack:
-        if info.rank:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if info.rank else sys.stdout):
         try:
             _connect(info)
             yield
@@ -96,9 +93,8 @@ def _connect(info):
     import jax
     from jax.experimental.multihost_utils import sync_global_devices
 
-    where = f"{ADDRESSES} {info.coordinator}"
-    late = f"{where}: {info.world_size} processes have not come together there within {JOIN_TIMEOUT} seconds"
-    late += "; start all of them, and see that they reach that port"
+    where, hint = f"{ADDRESSES} {info.coordinator}", "start all of them, and see that they reach that port"
+    late = f"{where}: {info.world_size} processes have not come together there within {JOIN_TIMEOUT} seconds; {hint}"
     timer = threading.Timer(JOIN_TIMEOUT, _exit, [late])  # at JAX's own timeout it aborts with a stack trace
     timer.daemon = True
     timer.start()
@@ -181,33 +177,33 @@ class GracefulStop(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.requested, self.stopped, self.handlers = False, False, {}
+        self.requested, self.stopped, self.signals = False, False, ()
         self.together = process_info().world_size > 1
 
     def __enter__(self) -> "GracefulStop":
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and signal.getsignal(number) == signal.default_int_handler:
-                self.handlers[number] = signal.signal(number, self._request)
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self.signals = [number for number, handler in handlers.items() if handler == signal.default_int_handler]
+        self._handle_signals(self._request)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> bool:
-        self._restore_handlers()
+        self._handle_signals(signal.default_int_handler)
         self.stopped = kind is KeyboardInterrupt
         return self.stopped
 
-    def _restore_handlers(self):
-        for number, handler in self.handlers.items():
+    def _handle_signals(self, handler):
+        for number in self.signals:
             signal.signal(number, handler)
 
     def _request(self, *_):
         self.requested = True
         if not self.together:
-            self._restore_handlers()
+            self._handle_signals(signal.default_int_handler)
             with contextlib.suppress(OSError, RuntimeError):  # its terminal closed, or amid another print
                 print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Raise KeyboardInterrupt if a process was asked to stop."""
         requested = self.requested
         if self.together:
             from jax.experimental.multihost_utils import process_allgather

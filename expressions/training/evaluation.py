@@ -1,13 +1,23 @@
-"""Measure a trained model again: `train.py --evaluate`."""
+"""Measure a trained model: the network of a finished run, which becomes a model file, and any file with --evaluate."""
 
 import argparse
+import os
+import platform
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import keras
+import numpy as np
 
 from expressions import UserError
 from expressions.classifier import Classifier
 from expressions.cli import escape_unprintable
-from expressions.training import dataset, metrics
-from expressions.training.types import Dataset
+from expressions.files import atomic_write
+from expressions.model_file import convert_to_float16, read_metadata, write_metadata, write_votes_layer
+from expressions.training import dataset, metrics, report
+from expressions.training.readers import Dataset
+from expressions.training.targets import extract_label_head
 
 
 def describe_data(data: Dataset) -> None:
@@ -18,9 +28,7 @@ def describe_data(data: Dataset) -> None:
 
 
 def evaluate(options: argparse.Namespace, path: Path) -> None:
-    """Print the figures of options.evaluate on one split of the data set at `path`, with and without copies of
-    training images.
-    """
+    """Print the figures of options.evaluate on a split of the data at `path`, with and without copies of its train."""
     given = {"scaling": options.scaling} if options.scaling else {}
     if options.labels:
         given["labels"] = [label.strip() for label in options.labels.split(",")]
@@ -41,3 +49,71 @@ def evaluate(options: argparse.Namespace, path: Path) -> None:
     own = {name: evaluation.subset(~copies) for name, evaluation in evaluations.items()}
     count = (~copies).sum()
     print(f"\nWithout the {copies.sum()} images that also stand in train, n = {count}:\n{metrics.format_tables(own)}")
+
+
+def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespace, tau: float, started: str) -> None:
+    """Write the model file and its report, and print how good it is; keep a model of another run under another name.
+
+    Args:
+        best: The network of the run's best epoch, an .h5 file in the directory for the report.
+        build: Makes that network, from the number of outputs and their activation.
+        data: What it was trained on.
+        options: Of train.py, completed.
+        tau: See `extract_label_head`.
+        started: When the run began; tells runs apart.
+    """
+    directory, partial, classes = best.parent, options.model.with_suffix(".partial.h5"), len(data.labels)
+    if not best.exists():
+        raise UserError(f"{directory}: no epoch has ended well, so there is no model; {options.model} is as it was")
+    weights = keras.models.load_model(best, compile=False).get_weights()
+    *others, kernel, bias = weights
+    label_head = extract_label_head(weights, np.bincount(data.splits["train"].labels), tau)
+    network = build(classes, "softmax")
+    network.set_weights(label_head)
+    network.save(partial)
+    if bias.size > classes:
+        write_votes_layer(partial, kernel[:, classes:], bias[classes:])
+    convert_to_float16(partial)
+
+    # measured with all outputs, as the file gives them: the weights in float16
+    logits = build(bias.size, None)
+    bias = np.concatenate([label_head[-1], bias[classes:]])
+    logits.set_weights([array.astype(np.float16) for array in (*others, kernel, bias)])
+    metadata = _describe(data, options, network.count_params()) | {"started": started}
+    classifier, validation = Classifier(logits, metadata), data.splits["validation"]
+    views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
+    metadata["temperature"] = metrics.fit_temperature(views, validation.labels)
+    evaluations = metrics.evaluate(classifier, validation, data.labels)
+    metadata["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
+    write_metadata(partial, metadata)
+    os.replace(directory / "history.partial.csv", directory / "history.csv")
+    report.write_report(directory, metadata, data, evaluations, megabytes=partial.stat().st_size / 1e6)
+    _keep_previous(options.model, started)
+    os.replace(partial, options.model)
+    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:")
+    print(metrics.format_tables(evaluations))
+    print(f"\nModel:  {options.model}\nReport: {directory}")
+
+
+def _describe(data, options, parameters):
+    return {
+        "name": options.model.stem, "network": options.network, "parameters": parameters,
+        "labels": list(data.labels), "scaling": "unit", "temperature": 1,
+        "data": data.source, "fingerprint": data.fingerprint(),
+        "seed": options.seed, "batch_size": options.batch_size, "precision": options.precision,
+        "start": options.start and options.start.name, "teachers": [path.name for path in options.teacher],
+        "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
+        "versions": f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}",
+    }  # fmt: skip
+
+
+def _keep_previous(model, started):
+    try:
+        if not model.exists() or read_metadata(model).get("started") == started:
+            return
+    except UserError:  # not one of ours
+        pass
+    previous = model.with_suffix(".previous.h5")
+    with atomic_write(previous) as copy:
+        shutil.copy2(model, copy)
+    print(f"\nThe model that was there is now {previous}.")

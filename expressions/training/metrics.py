@@ -8,7 +8,7 @@ import pandas as pd
 
 from expressions import UserError
 from expressions.classifier import Classifier
-from expressions.training.types import Split
+from expressions.training.readers import Split
 
 CALIBRATION_BINS = 15
 AGREEMENT = 0.6  # of the taggers: their majority label is then hardly a matter of chance
@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
     votes: np.ndarray | None = None
 
     def subset(self, rows: np.ndarray) -> "Evaluation":
-        """Return the Evaluation of these rows, a boolean mask or indices."""
+        """The Evaluation of these rows, a boolean mask or indices."""
         return Evaluation(self.labels, *(None if array is None else array[rows] for array in self[1:]))
 
     @property
@@ -51,17 +51,16 @@ class Evaluation(NamedTuple):
         return counts
 
     def per_class(self) -> pd.DataFrame:
-        """Compute precision, recall, F1 (0 to 1) and support (images) of each class; a ratio without a denominator is
-        0, but the recall of a class without images NaN.
-        """
+        """Precision, recall, F1 (0 to 1) and support of each class; the recall of a class without images is NaN."""
         counts = self.confusion_matrix()
         hits, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-        table = pd.DataFrame(index=list(self.labels))
-        table["precision"] = hits / np.maximum(predicted, 1)
-        table["recall"] = np.where(support > 0, hits / np.maximum(support, 1), np.nan)
-        table["f1"] = 2 * hits / np.maximum(support + predicted, 1)
-        table["support"] = support
-        return table
+        columns = {
+            "precision": hits / np.maximum(predicted, 1),
+            "recall": np.where(support > 0, hits / np.maximum(support, 1), np.nan),
+            "f1": 2 * hits / np.maximum(support + predicted, 1),
+            "support": support,
+        }
+        return pd.DataFrame(columns, index=list(self.labels))
 
     @property
     def macro_f1(self) -> float:
@@ -71,9 +70,7 @@ class Evaluation(NamedTuple):
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error, 0 to 1: the mean distance of confidence from accuracy in 15 equal bins of
-        confidence, weighted by the images in each (Guo et al. 2017, arXiv:1706.04599, equation 3).
-        """
+        """Expected calibration error, 0 to 1, over equal bins of confidence (Guo et al. 2017, arXiv:1706.04599)."""
         confidence, correct = self.probabilities.max(axis=1), self.y_pred == self.y_true
         bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         distances = np.bincount(bins, weights=confidence - correct)
@@ -92,7 +89,7 @@ class Evaluation(NamedTuple):
     def format_metrics(self) -> dict[str, str]:
         """Return the metrics as the user reads them: {name: text}."""
         texts = {"top-1": f"{self.accuracy:.1%}", "macro F1": f"{self.macro_f1:.3f}"}
-        texts |= {"calibration error": f"{self.calibration_error:.1%}"}
+        texts["calibration error"] = f"{self.calibration_error:.1%}"
         if self.votes is not None and self.majority_mask.any():
             texts[f"FER+ majority (n = {self.majority_mask.sum()})"] = f"{self.majority_accuracy:.1%}"
         recalls = self.per_class()["recall"].dropna()
@@ -111,19 +108,10 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(classifier: Classifier, split: Split, labels: Sequence[str]) -> dict[str, Evaluation]:
-    """Evaluate a Classifier on the images of `split`.
+    """Evaluate a Classifier on images of the classes `labels`; it may know more of them, in another order.
 
-    Args:
-        classifier: It may know more classes than `labels`, in another order.
-        split: The images.
-        labels: The class names of `split`.
-
-    Returns:
-        "single view", "with mirrored view" (the mean over each image and its mirror image), and "votes" (by the votes
-        that the classifier predicts) if classifier and split have votes.
-
-    Raises:
-        UserError: The classifier lacks one of `labels`.
+    Returns "single view", "with mirrored view" (the mean over each image and its mirror image), and "votes" (by the
+    votes that the classifier predicts) if classifier and split have votes.
     """
     unknown = [label for label in labels if label not in classifier.labels]
     if unknown:
@@ -146,12 +134,12 @@ def evaluate(classifier: Classifier, split: Split, labels: Sequence[str]) -> dic
 
 
 def compare(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
-    """Return a table of texts: a row for each metric, a column for each evaluation."""
+    """A table of texts: a row for each metric, a column for each evaluation."""
     return pd.DataFrame({name: evaluation.format_metrics() for name, evaluation in evaluations.items()})
 
 
 def format_tables(evaluations: dict[str, Evaluation]) -> str:
-    """Return the metrics side by side, then those per class and the confusion matrix of the first evaluation."""
+    """The metrics side by side, then those per class and the confusion matrix of the first evaluation."""
     first = next(iter(evaluations.values()))
     columns = pd.Index(first.labels, name="true, predicted:")
     confusion = pd.DataFrame(first.confusion_matrix(), index=list(first.labels), columns=columns)
@@ -160,16 +148,10 @@ def format_tables(evaluations: dict[str, Evaluation]) -> str:
 
 
 def fit_temperature(views: Sequence[np.ndarray], y_true: np.ndarray) -> float:
-    """Fit the temperature: logits divided by it give confidences that match the accuracy.
+    """The temperature, 0.1 to 10, that logits are divided by so that confidences match the accuracy.
 
-    Args:
-        views: Probabilities at temperature 1 of images that the network was not trained on, float (views, n, classes);
-            its prediction is their mean over the views.
-        y_true: Index of each image's class, int (n,).
-
-    Returns:
-        The temperature, 0.1 to 10 with three decimals, that minimises the mean negative log-likelihood (Guo et al.
-        2017, arXiv:1706.04599, section 4.2).
+    It minimises the negative log-likelihood (Guo et al. 2017, arXiv:1706.04599, section 4.2) of `views`: probabilities
+    at temperature 1, float (views, n, classes), whose mean over the views is the prediction.
     """
     logits = np.log(np.maximum(views, 1e-12, dtype=np.float64))
 

@@ -37,8 +37,8 @@ def classic_network(outputs: int, activation: str | None) -> keras.Sequential:
             *conv_bn_relu(512), layers.MaxPooling2D(), layers.Dropout(0.25),          # 6 x 6 x 512
             *conv_bn_relu(512), layers.MaxPooling2D(), layers.Dropout(0.25),          # 3 x 3 x 512
             layers.Flatten(),                                                         # 4608
-            *dense_bn_relu(256), layers.Dropout(0.25),                                # 256
-            *dense_bn_relu(512), layers.Dropout(0.25),                                # 512
+            *_dense_bn_relu(256), layers.Dropout(0.25),                               # 256
+            *_dense_bn_relu(512), layers.Dropout(0.25),                               # 512
             layers.Dense(outputs, activation, dtype="float32"),
         ],
         name="classic",
@@ -48,15 +48,13 @@ def classic_network(outputs: int, activation: str | None) -> keras.Sequential:
 def conv_bn_relu(filters: int, size: int = 3, pooled: bool = False) -> tuple[keras.Layer, ...]:
     """Convolution, batch normalisation, ReLU. pooled: maxima of 2 x 2 come before, so that the rest has less to do."""
     convolution = layers.Conv2D(filters, size, padding="same", use_bias=False, kernel_initializer="he_normal")
-    return convolution, *([layers.MaxPooling2D()] if pooled else []), *bn_relu()
+    return convolution, *([layers.MaxPooling2D()] if pooled else []), *_bn_relu()
 
 
-def dense_bn_relu(units: int) -> tuple[keras.Layer, ...]:
-    """Fully connected layer, batch normalisation, ReLU."""
-    return layers.Dense(units, use_bias=False, kernel_initializer="he_normal"), *bn_relu()
+def _dense_bn_relu(units):
+    return layers.Dense(units, use_bias=False, kernel_initializer="he_normal"), *_bn_relu()
 
 
-def bn_relu() -> tuple[keras.Layer, ...]:
-    """Batch normalisation and ReLU. The layer before needs no bias, for the normalisation has an offset."""
+def _bn_relu():  # it has an offset, so the layer before needs no bias
     # Keras's momentum of 0.99 would average over several epochs of a small data set
     return layers.BatchNormalization(momentum=0.9), layers.ReLU()

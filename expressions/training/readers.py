@@ -3,10 +3,13 @@
 Every image file becomes 48x48 gray by `preprocess_face`, which the webcam uses too; a row of the CSV is that already.
 """
 
+import contextlib
 import csv
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,9 +17,8 @@ import pandas as pd
 from expressions import EMOTIONS, IMAGE_SIZE, UserError
 from expressions.cli import escape_unprintable
 from expressions.images import preprocess_face, read_image
-from expressions.training.types import SPLITS, Dataset, Split
 
-SPLIT_FOLDERS = {
+SPLITS = {  # and the names of their folders
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
@@ -40,17 +42,60 @@ FERPLUS_OTHERS = ("contempt", "unknown", "NF")  # NF: not a face
 VOTES = [*EMOTIONS, "other"]
 
 
-def find_dataset(path: Path) -> Path | None:
-    """Find the CSV file, or the folder with the split or class folders, at `path` or one level below it.
+class Split(NamedTuple):
+    """The labelled images of one split.
 
-    Raises:
-        UserError: There are several.
+    Attributes:
+        images: Gray uint8 (n, 48, 48).
+        labels: Index of each image's class, int64 (n,).
+        votes: With FER+ votes: the shares of an image's taggers who chose each class, and in the last column any other
+            answer (contempt, unknown, not a face), float32 (n, 8). Zeros for an image without votes.
     """
-    if path.is_file():
-        return path if _has_columns(path, *CSV_COLUMNS) else None
+
+    images: np.ndarray
+    labels: np.ndarray
+    votes: np.ndarray | None = None
+
+    def subset(self, rows: np.ndarray) -> "Split":
+        """Return the Split of these rows, a boolean mask or indices."""
+        return Split(*(None if array is None else array[rows] for array in self))
+
+
+class Dataset(NamedTuple):
+    """A data set, ready to train on.
+
+    Attributes:
+        source: Where it came from, in words.
+        labels: The class names, in the order of the label indices.
+        splits: Those of SPLITS that there are, by name.
+        notes: What was found and done, one sentence each.
+    """
+
+    source: str
+    labels: tuple[str, ...]
+    splits: dict[str, Split]
+    notes: tuple[str, ...] = ()
+
+    def counts(self) -> pd.DataFrame:
+        """Count the images per class and split, with sums in the last row."""
+        columns = {name: np.bincount(split.labels, minlength=len(self.labels)) for name, split in self.splits.items()}
+        table = pd.DataFrame(columns, index=list(self.labels))
+        return pd.concat([table, table.sum().to_frame("all").T])
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that change when any image, label or vote does."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for name, split in self.splits.items():
+            votes = b"" if split.votes is None else split.votes.tobytes()
+            digest.update(name.encode() + split.images.tobytes() + split.labels.tobytes() + votes)
+        return digest.hexdigest()[:16]
+
+
+def find_dataset(path: Path) -> Path | None:
+    """Find the CSV file, or the folder with split or class folders, at `path` or one level below it; None if none."""
     if not path.is_dir():
-        return None
-    below = [entry for entry in list_visible(path) if entry.is_dir()]
+        return path if _has_columns(path, *CSV_COLUMNS) else None
+    below = [entry for entry in _list_visible(path) if entry.is_dir()]
     found = []
     for folder in [path, *below]:
         tables = [file for file in sorted(folder.glob("*.csv")) if _has_columns(file, *CSV_COLUMNS)]
@@ -63,19 +108,17 @@ def find_dataset(path: Path) -> Path | None:
     if found:
         return found[0]
     # no split folders at all: the class folders are right here
-    return path if any(_is_image(file) for folder in below for file in list_visible(folder)) else None
+    return path if any(_is_image(file) for folder in below for file in _list_visible(folder)) else None
 
 
 def _find_split_folder(folder, split):
-    names = SPLIT_FOLDERS[split]
-    found = [entry for entry in list_visible(folder) if entry.name.lower() in names and entry.is_dir()]
+    found = [entry for entry in _list_visible(folder) if entry.name.lower() in SPLITS[split] and entry.is_dir()]
     if len(found) > 1:
         raise UserError(f"{folder}: several folders for {split}: {', '.join(each.name for each in found)}; keep one")
     return found[0] if found else None
 
 
-def list_visible(folder: Path) -> list[Path]:
-    """List a folder's entries by name, without hidden ones and those that macOS adds to archives."""
+def _list_visible(folder):  # without what macOS adds to archives
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
 
 
@@ -115,12 +158,12 @@ def _list_classes(folder, root, skipped):
     def leads_out(entry):  # a downloaded data set could otherwise have any image of this machine read
         return entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(home)
 
-    for entry in list_visible(folder):
+    for entry in _list_visible(folder):
         if leads_out(folder) or leads_out(entry):
             skipped["link"].append(entry)
         elif entry.is_dir():
             images = classes.setdefault(escape_unprintable(entry.name.lower()), [])
-            for file in list_visible(entry):
+            for file in _list_visible(entry):
                 kind = skipped["link"] if leads_out(file) else images if _is_image(file) else skipped["other"]
                 kind.append(file)
         elif _is_image(entry):
@@ -130,21 +173,19 @@ def _list_classes(folder, root, skipped):
 
 def _read_split(classes, labels, votes, unreadable):
     """Read the files of {class name: image files}. Returns None if there is no image among them."""
-    images, indices, names = [], [], []
+    rows = []
     for index, label in enumerate(labels):
         for file in classes.get(label, ()):
-            try:
+            image = None
+            with contextlib.suppress(OSError):  # no permission, gone since it was listed, a bad disk
                 image = read_image(file)
-            except OSError:  # no permission, gone since it was listed, a bad disk
-                image = None
             if image is None:
                 unreadable.append(file)
-                continue
-            images.append(preprocess_face(image))
-            indices.append(index)
-            names.append(file.name)
-    if not images:
+            else:
+                rows.append((preprocess_face(image), index, file.name))
+    if not rows:
         return None
+    images, indices, names = zip(*rows, strict=True)
     if votes is not None:
         votes = votes[~votes.index.duplicated()][VOTES].reindex(names, fill_value=0).to_numpy()
     return Split(np.stack(images), np.array(indices), votes)
@@ -181,12 +222,8 @@ def _read_rows(path, *columns):
 def read_votes(folders: Iterable[Path]) -> pd.DataFrame | None:
     """Read the FER+ votes (Barsoum et al. 2016, arXiv:1608.01041) from fer2013new.csv in one of `folders`.
 
-    Returns:
-        A row for each row of fer2013.csv, in its order, with the image's file name as the index: Usage, and the share
-        of the taggers, 0 to 1, for each of VOTES. None if there is no such file.
-
-    Raises:
-        UserError: There are several such files, or the file is damaged.
+    Returns a row for each row of fer2013.csv, in its order, with the image's file name as the index: Usage, and the
+    share of the taggers, 0 to 1, for each of VOTES. None if there is no such file.
     """
     columns = [*FERPLUS_COLUMNS, *FERPLUS_OTHERS]
     all_columns = ["Usage", "Image name", *columns]
@@ -209,9 +246,7 @@ def read_votes(folders: Iterable[Path]) -> pd.DataFrame | None:
 
 
 def read_csv(path: Path, votes: pd.DataFrame | None) -> Dataset:
-    """Read fer2013.csv or icml_face_data.csv: columns emotion (0 to 6), pixels (2304 numbers) and Usage; join votes by
-    the number of the row.
-    """
+    """Read fer2013.csv or icml_face_data.csv; join votes by the number of the row."""
     images, labels, usages = [], [], []
     for number, row in enumerate(_read_rows(path, *CSV_COLUMNS), 1):
         place, usage = f"{path}: data row {number}", row.get("Usage", "Training")

@@ -10,33 +10,26 @@ from matplotlib.figure import Figure
 
 from expressions.files import atomic_write
 from expressions.training.metrics import Evaluation, compare
-from expressions.training.types import Dataset
+from expressions.training.readers import Dataset
 
 matplotlib.rcParams["text.parse_math"] = False  # a class may have $ in its name
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 GRID = (4, 8)  # rows, at most, and columns of an image grid
 
 
-def write_report(
-    folder: Path, metadata: dict, data: Dataset, evaluations: dict[str, Evaluation], megabytes: float
-) -> None:
-    """Write curves, confusion matrix, the most confident mistakes and the model card into `folder`.
+def write_report(folder: Path, metadata: dict, data: Dataset, evaluations: dict, megabytes: float) -> None:
+    """Write curves, confusion matrix, the most confident mistakes and the model card into the folder of a run.
 
-    Args:
-        folder: The folder of the run, which holds history.csv.
-        metadata: That of the model file.
-        data: The data set that the model was trained on.
-        evaluations: On the validation split, by name; the first of them is shown in detail.
-        megabytes: Size of the model file.
+    metadata, megabytes: of the model file. evaluations: on the validation split, the first is shown in detail.
     """
     history = pd.read_csv(folder / "history.csv")
     first = next(iter(evaluations.values()))
     epoch = int(history["epoch"][history["val_accuracy"].idxmax()]) + 1
-    plot_curves(history, epoch, folder / "curves.png")
+    _plot_curves(history, epoch, folder / "curves.png")
     plot_confusion_matrix(first, folder / "confusion_matrix.png")
     plot_top_losses(data.splits["validation"].images, first, folder / "mistakes.png")
     run = {"epoch": epoch, "epochs": history["epoch"].max() + 1, "minutes": history["seconds"].sum() / 60}
-    card = render_model_card(metadata | run | {"megabytes": megabytes}, data, evaluations)
+    card = _render_model_card(metadata | run | {"megabytes": megabytes}, data, evaluations)
     with atomic_write(folder / "README.md") as partial:
         partial.write_text(card, encoding="utf-8")
 
@@ -64,8 +57,7 @@ def plot_distribution(data: Dataset, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_curves(history: pd.DataFrame, saved: int, path: Path) -> None:
-    """Plot accuracy and loss over the epochs of CSVLogger's table; mark the epoch that was `saved`, counted from 1."""
+def _plot_curves(history, saved, path):
     epochs = history["epoch"] + 1
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
@@ -124,8 +116,7 @@ def _save(figure, path):
         figure.savefig(partial, dpi=110)
 
 
-def render_model_card(metadata: dict, data: Dataset, evaluations: dict[str, Evaluation]) -> str:
-    """Return the model card in Markdown. Arguments as in `write_report`, with the figures of the run in `metadata`."""
+def _render_model_card(metadata, data, evaluations):
     first = next(iter(evaluations.values()))
     errors = first.confusion_matrix()
     np.fill_diagonal(errors, 0)
@@ -146,7 +137,7 @@ def render_model_card(metadata: dict, data: Dataset, evaluations: dict[str, Eval
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Return a DataFrame as a Markdown table, its fractions with three decimals."""
+    """A DataFrame as a Markdown table, its fractions with three decimals."""
 
     def text(value):
         return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "&#124;")

@@ -29,7 +29,7 @@ EXPRESSIONS = {
 }  # fmt: skip
 
 
-class Sketch(NamedTuple):
+class _Sketch(NamedTuple):
     """A face that is being drawn. Coordinates: units of half its width, from between nose and eyes, x right, y down."""
 
     pixels: np.ndarray  # float32 (CANVAS, CANVAS), changed in place
@@ -61,13 +61,7 @@ class Sketch(NamedTuple):
 
 
 def draw_face(emotion: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Draw one face, framed as FER2013 frames faces: gray uint8 (size, size).
-
-    Args:
-        emotion: One of EMOTIONS.
-        rng: Decides pose, light, scale, shape and noise.
-        size: Width and height in pixels.
-    """
+    """Draw a face of one of EMOTIONS, framed as FER2013 frames faces: gray uint8 (size, size)."""
     brow_inner, brow_outer, eye, curve, gap, width, nose = EXPRESSIONS[emotion]
     strength = rng.uniform(0.75, 1.2)  # of the expression
     brow_inner, brow_outer, curve = (value * strength for value in (brow_inner, brow_outer, curve))
@@ -82,7 +76,7 @@ def draw_face(emotion: str, rng: np.random.Generator, size: int = IMAGE_SIZE) ->
     nod = rng.uniform(-0.06, 0.06)
     tilt = rng.normal(0, 6)
     centre = np.array([CANVAS / 2, CANVAS * 0.52]) + rng.uniform(-0.03, 0.03, 2) * CANVAS
-    sketch = Sketch(pixels, unit, centre, tilt, turn, nod, skin, dark)
+    sketch = _Sketch(pixels, unit, centre, tilt, turn, nod, skin, dark)
     _draw_head(sketch, height, hair)
     _draw_eyes_and_nose(sketch, rng, brow_inner, brow_outer, eye, nose)
     _draw_mouth(sketch, rng, curve, gap, width, nose, teeth=emotion in ("happy", "fear", "disgust"))
@@ -158,9 +152,7 @@ def _photograph(pixels, rng, size):
 
 
 def draw_faces(per_class: int, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw faces of every expression, the same for the same seed: gray uint8 (7 * per_class, 48, 48), and the index of
-    each one's label, int64 (7 * per_class,).
-    """
+    """Draw faces of every expression: gray uint8 (n, 48, 48), and the indices of their labels, int64 (n,)."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(EMOTIONS)), per_class)
     return np.stack([draw_face(EMOTIONS[label], rng) for label in labels]), labels

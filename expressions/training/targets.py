@@ -36,11 +36,6 @@ def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, C
     return loss, accuracy
 
 
-def extract_votes_head(weights: list[np.ndarray], classes: int) -> list[np.ndarray]:
-    """Kernel and bias of the outputs for votes, nothing without them; weights as for `extract_label_head`."""
-    return [array[..., classes:] for array in weights[-2:]] if weights[-1].size > classes else []
-
-
 def extract_label_head(weights: list[np.ndarray], images_per_class: np.ndarray, tau: float) -> list[np.ndarray]:
     """The weights of the network that ships: it predicts labels alone, the rare ones a little more readily.
 

@@ -16,8 +16,8 @@ from expressions.classifier import Classifier
 from expressions.files import lock_file
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import dataset, distributed, report, synthetic
+from expressions.training.readers import Dataset, Split
 from expressions.training.targets import make_targets
-from expressions.training.types import Dataset, Split
 from expressions.window import show_image
 
 TEACHER_SHARE = 0.5  # of what teachers say in the targets of a network that learns from them
@@ -31,10 +31,7 @@ so that data/train/angry/ and the others exist, and run this again. Until then: 
 
 @contextlib.contextmanager
 def run_directory(model: Path) -> Iterator[Path]:
-    """Yield the directory beside the model file that its run keeps report and state in; the primary process makes it.
-
-    Raises UserError when it can't be made, holds other files, or another run is at work in it.
-    """
+    """Make and lock the directory beside the model file that its run keeps report and state in."""
     directory = model.with_suffix("")
     if not distributed.is_primary():
         yield directory
@@ -74,13 +71,12 @@ def images_and_targets(data: Dataset, name: str, teachers: list[Path] = ()) -> t
     split, classes = data.splits[name], len(data.labels)
     targets = make_targets(split.labels, split.votes, classes)
     if teachers:
-        taught = np.mean([teacher_probabilities(teacher, split.images, data.labels) for teacher in teachers], axis=0)
+        taught = np.mean([_teacher_probabilities(teacher, split.images, data.labels) for teacher in teachers], axis=0)
         targets[:, :classes] += TEACHER_SHARE * (taught - targets[:, :classes])
     return split.images[..., None], targets
 
 
-def teacher_probabilities(teacher: Path, images: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
-    """What the model in the file `teacher` predicts of images, float32 (n, classes)."""
+def _teacher_probabilities(teacher, images, labels):
     classifier = Classifier.load(teacher)
     if classifier.labels != labels:
         raise UserError(f"--teacher {teacher}: knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
@@ -109,10 +105,10 @@ def starting_point(options: argparse.Namespace, data: Dataset, networks: dict[st
 
 def run_settings(options: argparse.Namespace, data: Dataset) -> dict[str, object]:
     """What a resumed run, and all processes of a run, must have in common; JSON values by name."""
-    digests = [hashlib.sha256(model.read_bytes()).hexdigest() for model in options.teacher]
-    start = options.start and hashlib.sha256(options.start.read_bytes()).hexdigest()
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
-    settings |= {"epochs": options.epochs, "data": data.fingerprint(), "teachers": digests, "start": start}
+    settings |= {"epochs": options.epochs, "data": data.fingerprint()}
+    settings["teachers"] = [hashlib.sha256(model.read_bytes()).hexdigest() for model in options.teacher]
+    settings["start"] = options.start and hashlib.sha256(options.start.read_bytes()).hexdigest()
     distributed.check_same_settings(settings | {"--resume": options.resume, "--precision": options.precision})
     return settings
 
@@ -125,15 +121,10 @@ def choose_precision(option: str, saved: tuple[dict, list] | None = None) -> str
     """
     if option == "auto" and saved:
         return saved[0]["settings"].get("precision")
-    return distributed.broadcast(lambda: _policy(option).encode()).decode()
-
-
-def _policy(option):
-    if option == "auto":
-        flags = CPUINFO.read_text().split() if CPUINFO.exists() else ()
-        accelerated = "cpu" not in str(keras.ops.zeros(1).device).lower()
-        option = "bfloat16" if accelerated or {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
-    return "mixed_bfloat16" if option == "bfloat16" else "float32"
+    flags = CPUINFO.read_text().split() if CPUINFO.exists() else ()
+    accelerated = "cpu" not in str(keras.ops.zeros(1).device).lower() or {"avx512_bf16", "amx_bf16"} & set(flags)
+    bfloat16 = option == "bfloat16" or option == "auto" and accelerated
+    return distributed.broadcast(lambda: b"mixed_bfloat16" if bfloat16 else b"float32").decode()
 
 
 def learning_rate_schedule(peak: float, options: argparse.Namespace) -> keras.callbacks.Callback:
