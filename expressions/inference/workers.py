@@ -48,7 +48,7 @@ def processes(count: int) -> Iterator[Workers]:
     if limit > 0 and count > allowed:
         print(f"--workers {count}: only {allowed} are started, as open files are limited to {limit} (see ulimit -n)")
         count = allowed
-    free = [new_pool() for _ in range(count)]  # one for each process: when it crashes, its pool loses all tasks
+    free = [_new_pool() for _ in range(count)]  # one for each process: when it crashes, its pool loses all tasks
 
     def submit(function, task):
         pool = free.pop()
@@ -56,7 +56,7 @@ def processes(count: int) -> Iterator[Workers]:
         try:
             future = pool.submit(function, task)
         except BrokenProcessPool:  # it crashed while it was idle
-            pool = new_pool()
+            pool = _new_pool()
             future = pool.submit(function, task)
         finally:
             signal.signal(signal.SIGINT, handler)
@@ -70,12 +70,11 @@ def processes(count: int) -> Iterator[Workers]:
             process.kill()
 
 
-def new_pool() -> ProcessPoolExecutor:
-    """Return a pool of one process."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), exit_with_parent)
+def _new_pool():
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _exit_with_parent)
 
 
-def exit_with_parent() -> None:
+def _exit_with_parent():
     """Make a worker process end when its parent does, however that ends, and ignore Ctrl-C itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -106,7 +105,7 @@ def cluster(address: str, folder: Path) -> Iterator[Workers]:
             log_to_driver=False,
         )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray {address}: no cluster there ({last_line(error)}); start one with: ray start") from None
+        raise UserError(f"--ray {address}: no cluster there ({_last_line(error)}); start one with: ray start") from None
 
     @functools.lru_cache(1)
     def processors(period):  # counted once in a period: machines come and go
@@ -154,11 +153,10 @@ def run_tasks(workers: Workers, function: Callable, tasks: Iterable, priority_ta
                 priority_tasks.append(task)
                 continue
         except Exception as error:
-            raise UserError(f"the workers can't work: {last_line(error)}") from None
+            raise UserError(f"the workers can't work: {_last_line(error)}") from None
         del crash_counts[task]
         yield task, result
 
 
-def last_line(error: Exception) -> str:
-    """Return the end of an exception's text, without what Ray tells of its origin."""
+def _last_line(error):  # without what Ray tells of its origin before
     return escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])
