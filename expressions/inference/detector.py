@@ -53,13 +53,10 @@ class HaarDetector:
     def detect_near(
         self, gray: np.ndarray, place: Detection, roi_scale: float = ROI_SCALE, flip: bool = False
     ) -> list[Detection]:
-        """Search closely around a place for faces of about its size.
+        """Search closely around a place in a frame, uint8 (height, width), for faces of about its size.
 
-        Args:
-            gray: The searched frame, uint8 (height, width).
-            place: Where to search.
-            roi_scale: Width of the searched region, in widths of the place.
-            flip: Search the mirror image instead; what only resembles a face is seldom found in both.
+        The region is `roi_scale` times as wide as the place. With `flip`, its mirror image is searched instead; what
+        only resembles a face is seldom found in both.
         """
         roi, left, top, scale = crop_roi(gray, place, roi_scale, ROI_FACE_SIZE)
         smallest, largest = round(ROI_FACE_SIZE * 0.8), round(ROI_FACE_SIZE * 1.25)

@@ -23,16 +23,10 @@ MODEL, CASCADE = ROOT / "models" / "emotion_model.h5", ROOT / "haarcascade_front
 
 
 class ExpressionRecognizer:
-    """Finds the faces in images and videos and labels their expressions.
+    """Finds the faces in images and videos and labels their expressions, with a model of train.py and a Haar cascade.
 
-    Args:
-        model: An .h5 file of train.py.
-        cascade: The XML file of a Haar cascade.
-        votes: Predict how ten people would vote, if the model has learned from votes.
-        threads: Of the network; None for as many as are fastest when nothing else runs.
-
-    Raises:
-        UserError: A file is missing, damaged or unfit.
+    With `votes` it predicts how ten people would vote, if the model has learned from votes. `threads` of the network:
+    None for as many as are fastest when nothing else runs. Raises UserError where a file is missing, damaged or unfit.
     """
 
     def __init__(self, model: Path = MODEL, cascade: Path = CASCADE, votes: bool = False, threads: int | None = None):
@@ -49,11 +43,9 @@ class ExpressionRecognizer:
         self.stitcher = TrackStitcher()
 
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
-        """Find the faces in a frame and label their expressions.
+        """Find the faces in a frame, BGR uint8 (height, width, 3), and label their expressions.
 
-        Args:
-            image: BGR uint8 (height, width, 3).
-            seconds: The time of the frame in a video, whose faces are followed from frame to frame; None for an image.
+        `seconds` is its time in a video, whose faces are followed from frame to frame; None for an image.
         """
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         if seconds is None:

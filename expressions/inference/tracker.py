@@ -74,7 +74,7 @@ class Track:
         return Detection((x + half) / scale + left, (y + half) / scale + top, place.size)
 
     def update_position(self, face: Detection, seconds: float) -> None:
-        """Take in where the face is at a later time."""
+        """Move to where the face is at a later time."""
         passed, state = max(seconds - self.last_seen, 1e-3), _to_state(face)
         self.velocity, self.state, self.last_seen = (state - self.state) / passed * (1, 1, 0.5), state, seconds
         # an alpha-beta filter (Benedict and Bordner 1962) doesn't lag behind a steady movement; it would behind any
@@ -88,13 +88,13 @@ class Track:
         self.smoothed_velocity = self.smoothed_velocity + gain**2 / (2 - gain) * error / passed
 
     def update_from_detection(self, face: Detection, seconds: float, gray: np.ndarray) -> None:
-        """Take in that the cascade found the face."""
+        """Move to where the cascade found the face."""
         self.update_position(face, seconds)
         self.last_detected, self.template = seconds, _crop_template(gray, face)
         self.update_score(face.score)
 
     def update_score(self, score: float) -> None:
-        """Take in the score of a detection, 0 where there is none."""
+        """Average the scores of detections, 0 where there is none."""
         self.score += SCORE_GAIN * (max(0, score) - self.score)
         self.confirmed = self.score >= (HIDE_SCORE if self.confirmed else CONFIRM_SCORE)
 
@@ -129,7 +129,7 @@ class Tracker:
 
     def __init__(self, detector: HaarDetector):
         self.detector, self.tracks, self.frames, self.new_ids = detector, [], 0, itertools.count(1)
-        self.thumbnail = self.shape = self.last = None  # of the latest frame; its time
+        self.latest = None, None, None  # frame: its thumbnail, shape and time
 
     def update(self, gray: np.ndarray, seconds: float) -> list[Track]:
         """Return the tracks of the faces that are seen in the next frame, uint8 (height, width), by track_id.
@@ -145,7 +145,7 @@ class Tracker:
                 self.tracks.append(Track(next(self.new_ids), face, seconds, gray, score))
         else:
             expected = [track.predict(seconds) for track in self.tracks]
-            unmatched = self.associate(self._detect(gray, expected), expected, gray, seconds)
+            unmatched = self._associate(self._detect(gray, expected), expected, gray, seconds)
             for track in [track for track in self.tracks if track.last_seen < seconds]:
                 self._recover_lost(track, unmatched, gray, seconds)
             for face in unmatched:
@@ -158,12 +158,11 @@ class Tracker:
         return visible
 
     def _is_scene_change(self, gray, seconds):
-        before, shape, last = self.thumbnail, self.shape, self.last
-        self.thumbnail = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA)
-        self.shape, self.last = gray.shape, seconds  # the size changes where a stream comes back
-        if before is None or shape != gray.shape or not 0 <= seconds - last <= MAX_GAP_SECONDS:
+        thumbnail = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA)
+        (before, shape, last), self.latest = self.latest, (thumbnail, gray.shape, seconds)
+        if shape != gray.shape or not 0 <= seconds - last <= MAX_GAP_SECONDS:  # a stream may come back in another size
             return True
-        return cv2.absdiff(self.thumbnail, before).mean() > SCENE_CHANGE
+        return cv2.absdiff(thumbnail, before).mean() > SCENE_CHANGE
 
     def _detect(self, gray, expected):
         """Search a frame where faces are expected, and in one slice for new ones."""
@@ -177,10 +176,8 @@ class Tracker:
         self.frames += 1
         return group_detections(found)
 
-    def associate(
-        self, found: list[Detection], expected: list[Detection], gray: np.ndarray, seconds: float
-    ) -> list[Detection]:
-        """Give each detection to the track that it is nearest to, in place and in looks; return those left over."""
+    def _associate(self, found, expected, gray, seconds):
+        """Give each detection to the nearest track, by position and appearance; return those left over."""
         pairs = []
         for face in found:
             template = _crop_template(gray, face)

@@ -48,30 +48,31 @@ def processes(count: int) -> Iterator[Workers]:
     if limit > 0 and count > allowed:
         print(f"--workers {count}: only {allowed} are started, as open files are limited to {limit} (see ulimit -n)")
         count = allowed
-    free = [_new_pool() for _ in range(count)]  # one for each process: when it crashes, its pool loses all tasks
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as pools:
 
-    def submit(function, task):
-        pool = free.pop()
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process that starts now inherits this
+        def new_pool():  # one for each process: when it crashes, its pool loses all tasks
+            return pools.enter_context(ProcessPoolExecutor(1, context, _exit_with_parent))
+
+        def submit(function, task):
+            pool = free.pop()
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process that starts now inherits this
+            try:
+                future = pool.submit(function, task)
+            except BrokenProcessPool:  # it crashed while it was idle
+                pool = new_pool()
+                future = pool.submit(function, task)
+            finally:
+                signal.signal(signal.SIGINT, handler)
+            future.add_done_callback(lambda _: free.append(pool))
+            return future
+
+        free = [new_pool() for _ in range(count)]
         try:
-            future = pool.submit(function, task)
-        except BrokenProcessPool:  # it crashed while it was idle
-            pool = _new_pool()
-            future = pool.submit(function, task)
+            yield Workers(submit, lambda: count, (BrokenProcessPool,))
         finally:
-            signal.signal(signal.SIGINT, handler)
-        future.add_done_callback(lambda _: free.append(pool))
-        return future
-
-    try:
-        yield Workers(submit, lambda: count, (BrokenProcessPool,))
-    finally:
-        for process in multiprocessing.active_children():
-            process.kill()
-
-
-def _new_pool():
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _exit_with_parent)
+            for process in multiprocessing.active_children():
+                process.kill()
 
 
 def _exit_with_parent():
@@ -85,9 +86,8 @@ def _exit_with_parent():
 def cluster(address: str, folder: Path) -> Iterator[Workers]:
     """Use the processors of a Ray cluster, each a worker. Raises UserError without Ray or the cluster.
 
-    Args:
-        address: Such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block.
-        folder: The program's, which all machines get a copy of.
+    The address is such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block. All
+    machines get a copy of the program's folder.
     """
     try:
         import ray
@@ -158,5 +158,5 @@ def run_tasks(workers: Workers, function: Callable, tasks: Iterable, priority_ta
         yield task, result
 
 
-def _last_line(error):  # without what Ray tells of its origin before
+def _last_line(error):  # before it, Ray tells of the error's origin
     return escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])
