@@ -28,7 +28,7 @@ BAR = "{l_bar}{bar}| {n}/{total}{unit} [{elapsed}<{remaining}{postfix}]"
 
 
 def annotate(options: Namespace) -> list[str]:
-    """Label the files that the command's options name; a run that is begun again leaves out those that are done.
+    """Label the files that the command's options name, without those that an earlier run has done.
 
     Returns messages on the files that could not be done. Raises UserError where none can be done.
     """
@@ -39,12 +39,12 @@ def annotate(options: Namespace) -> list[str]:
         import_pyarrow()
     expand = read_source_list if is_list(options.source) else functools.cache(expand_sources)
     names = functools.partial(expand, options.source)  # a list is read each time, for it may name millions
-    total = sum(1 for _ in names())
-    if total == 1 and next(iter(names())) == options.source and not os.path.exists(options.source):
+    if names() == [options.source] and not os.path.exists(options.source):
         raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
+    total = sum(1 for _ in names())
     # a faulty model or cascade is reported here, and the network is compiled once for all workers
     ExpressionRecognizer(options.model, options.cascade, options.votes)
-    settings = make_settings(options)
+    settings = _make_settings(options)
     pool = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, ROOT)
     with pool as pool, Index(folder, settings.config_hash) as index:
         with tqdm(unit=" files", total=total, bar_format=BAR) as bar:
@@ -55,8 +55,7 @@ def annotate(options: Namespace) -> list[str]:
     return batch.report()
 
 
-def make_settings(options: Namespace) -> jobs.Settings:
-    """Return what the jobs share."""
+def _make_settings(options):
     folder, suffix = (options.csv, ".csv") if options.csv else (options.parquet, ".parquet")
     config = hashlib.sha256(repr((options.votes, suffix, jobs.SEGMENT_SECONDS, jobs.SEGMENT_OVERLAP)).encode())
     for path in (options.model, options.cascade):
@@ -155,10 +154,10 @@ class Index:
             raise UserError(f"{self.path}: can't be read or written ({error}); choose another folder") from None
 
     def _read(self):
-        length, header = 0, ",".join([*self.COLUMNS, "made_by"]).encode()
+        length, header = 0, [*self.COLUMNS, "made_by"]
         with open(self.path, "rb") as lines:
             for line in lines:
-                is_ours = length or header.startswith(line)
+                is_ours = length or ",".join(header).encode().startswith(line)
                 if is_ours and not line.endswith(b"\n"):  # a run was killed while it wrote
                     self.file.truncate(length)
                     break
@@ -171,13 +170,7 @@ class Index:
                 source, size, modified, result = values[:4]
                 self.done[hash((source, result))] = hash((size, modified))
         if not length:
-            self._append(self.file, [*self.COLUMNS, "made_by"])
-
-    @staticmethod
-    def _append(file, values):
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerow(values)
-        file.write(text.getvalue().encode())
+            _append_row(self.file, header)
 
     def __enter__(self):
         return self
@@ -210,12 +203,18 @@ class Index:
         state, self.states[hash(result)] = self.states[hash(result)], None
         values = escape_unprintable(source), *state, escape_unprintable(result), *counts, self.config_hash
         with self._errors_as_user_errors():
-            self._append(self.file, values)
+            _append_row(self.file, values)
 
     def fail(self, source: str, message: str) -> None:
         """Enter a file that can't be done."""
         with self._errors_as_user_errors(), open(self.failed_path, "ab", buffering=0) as file:
             if not self.failed:
-                self._append(file, ["source", "why"])
-            self._append(file, [escape_unprintable(source), message])
+                _append_row(file, ["source", "why"])
+            _append_row(file, [escape_unprintable(source), message])
         self.failed += 1
+
+
+def _append_row(file, values):
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(values)
+    file.write(text.getvalue().encode())

@@ -4,10 +4,10 @@ A search of a whole frame takes as long as many frames may take. So the tracker 
 known face (`detect_near`), and one slice of the frame for new faces (`scan_slice`); eight slices cover the frame.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable
-from itertools import zip_longest
 
 import cv2
 import numpy as np
@@ -18,23 +18,17 @@ from expressions.inference.types import Box, Detection
 MAX_FRAME_SIDE = 640  # pixels; a larger frame is searched at this size, because time grows with the pixels
 MIN_FACE_SIZE = 30  # pixels in the searched frame
 CASCADE_WINDOW = 24  # pixels, width of the cascade's window
-BOX_SCALE, BOX_SHIFT = 1.05, 0.04  # FER2013 crops faces this much wider than the cascade, and lower by this share
 ROI_FACE_SIZE, ROI_SCALE = 52, 1.5  # pixels of the face in a region of interest; its width, in widths of the face
 
 # slices of a frame: (how often it is halved, which band, of how many); they take about the same time, and those for
 # small faces alternate with those for large faces
-_BANDS = ([(0, band, 4) for band in range(4)], [(1, band, 3) for band in range(3)], [(2, 0, 1)])
-SLICES = [part for parts in zip_longest(*_BANDS) for part in parts if part]
+SLICES = [(0, 0, 4), (1, 0, 3), (2, 0, 1), (0, 1, 4), (1, 1, 3), (0, 2, 4), (1, 2, 3), (0, 3, 4)]
 
 
 class HaarDetector:
     """Finds frontal faces (Viola and Jones 2001, doi:10.1109/CVPR.2001.990517).
 
-    Args:
-        path: The cascade's XML file.
-
-    Raises:
-        UserError: The file is missing or no cascade, or this OpenCV has no cascade classifier.
+    Raises UserError where the cascade's XML file is missing or unfit, or this OpenCV has no cascade classifier.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -42,34 +36,27 @@ class HaarDetector:
             raise UserError(f"OpenCV {cv2.__version__} has no CascadeClassifier; run: pip install 'opencv-python<5'")
         if not os.path.isfile(path):
             raise UserError(f"{path}: no such cascade file; it comes with this project, get it from there")
-        try:
-            self.cascade = cv2.CascadeClassifier(os.fsencode(path))
-        except (cv2.error, SystemError):  # OpenCV 4 raises on a file that is no XML, or returns an empty cascade
-            self.cascade = None
-        if self.cascade is None or self.cascade.empty():
+        self.cascade = cv2.CascadeClassifier()
+        with contextlib.suppress(cv2.error):  # raised where the file is no XML
+            self.cascade.load(os.fsencode(path))
+        if self.cascade.empty():
             raise UserError(f"{path}: not a Haar cascade that OpenCV can read; get the project's own file again")
 
     def detect(self, gray: np.ndarray) -> list[Detection]:
-        """Search a whole frame, uint8 (height, width), at most MAX_FRAME_SIDE wide and high, and sort from the left."""
-        boxes = self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(MIN_FACE_SIZE, MIN_FACE_SIZE))
-        found = [face for box in boxes for face in self.detect_with_flip(gray, to_detection(box))]
+        """Search a whole frame, uint8 (height, width), from the left; scores are the means of both mirror images."""
+        found = []
+        for box in self.cascade.detectMultiScale(gray, 1.1, minNeighbors=3, minSize=(MIN_FACE_SIZE, MIN_FACE_SIZE)):
+            both = [face for flip in (False, True) for face in self.detect_near(gray, to_detection(box), flip=flip)]
+            found += group_detections(both, lambda scores: sum(scores) / 2)
         return sorted(group_detections(found))
-
-    def detect_with_flip(self, gray: np.ndarray, place: Detection) -> list[Detection]:
-        """Search around a place and in the mirror image of it; the scores are the means of both."""
-        both = [face for flip in (False, True) for face in self.detect_near(gray, place, flip=flip)]
-        return group_detections(both, lambda scores: sum(scores) / 2)
 
     def detect_near(
         self, gray: np.ndarray, place: Detection, roi_scale: float = ROI_SCALE, flip: bool = False
     ) -> list[Detection]:
-        """Search closely around a place for faces of about its size.
+        """Search closely around a place in a frame, uint8 (height, width), for faces of about its size.
 
-        Args:
-            gray: The searched frame, uint8 (height, width).
-            place: Where to look.
-            roi_scale: Width of the searched region, in widths of the place.
-            flip: Search the mirror image instead; what only resembles a face is seldom found in both.
+        The region is `roi_scale` times as wide as the place. With `flip`, its mirror image is searched instead; what
+        only resembles a face is seldom found in both.
         """
         roi, left, top, scale = crop_roi(gray, place, roi_scale, ROI_FACE_SIZE)
         smallest, largest = round(ROI_FACE_SIZE * 0.8), round(ROI_FACE_SIZE * 1.25)
@@ -83,7 +70,8 @@ class HaarDetector:
         if flip:
             boxes = [(roi.shape[1] - x - width, y, width, height) for x, y, width, height in boxes]
         found = (to_detection(box, left, top, 1 / scale, score) for box, score in zip(boxes, scores, strict=True))
-        return group_detections(found, combine_scores)
+        # the scores are sums over the last stage; this combination of them tells faces better than their maximum
+        return group_detections(found, lambda scores: math.sqrt(sum(scores)))
 
     def scan_slice(self, gray: np.ndarray, index: int) -> list[Detection]:
         """Search one slice of a frame coarsely, the next one with each `index`; most of what is found is no face."""
@@ -108,11 +96,11 @@ class HaarDetector:
 
 def downscale(gray: np.ndarray) -> tuple[np.ndarray, float]:
     """Return a frame with no side longer than MAX_FRAME_SIDE, and its scale, at most 1."""
-    scale = min(1, MAX_FRAME_SIDE / max(gray.shape))
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in reversed(gray.shape)]
-        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
-    return gray, scale
+    scale = MAX_FRAME_SIDE / max(gray.shape)
+    if scale >= 1:
+        return gray, 1
+    size = [max(1, round(side * scale)) for side in reversed(gray.shape)]
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA), scale
 
 
 def crop_roi(gray: np.ndarray, place: Detection, roi_scale: float, size: int) -> tuple[np.ndarray, int, int, float]:
@@ -130,15 +118,8 @@ def crop_roi(gray: np.ndarray, place: Detection, roi_scale: float, size: int) ->
     return cv2.resize(roi, None, fx=scale, fy=scale, interpolation=method), left, top, scale
 
 
-def to_box(face: Detection, scale: float) -> Box:
-    """Return the box of a face in the frame that was searched at `scale`, cropped as FER2013 crops faces."""
-    size = round(face.size * BOX_SCALE / scale)
-    x, y = face.x / scale, (face.y + BOX_SHIFT * face.size) / scale
-    return Box(round(x - size / 2), round(y - size / 2), size, size)
-
-
-def to_detection(box, left=0, top=0, scale=1, score=0):
-    """From the cascade's box in a part of the frame that begins at (left, top) and was shrunk by `scale`."""
+def to_detection(box: Box, left: int = 0, top: int = 0, scale: float = 1, score: float = 0) -> Detection:
+    """Convert a box in a part of the frame that begins at (left, top) and was shrunk by `scale`."""
     x, y, width, height = (float(value) * scale for value in box)
     return Detection(x + width / 2 + left, y + height / 2 + top, width, float(score))
 
@@ -162,8 +143,3 @@ def group_detections(faces: Iterable[Detection], combine: Callable[[list[float]]
         groups.append(Detection(x, y, size, combine(scores)))
         faces = [face for face in faces if face not in same]
     return groups
-
-
-def combine_scores(scores: list[float]) -> float:
-    """Combine the last stage's sums in several windows; it tells faces better than their maximum or number does."""
-    return math.sqrt(sum(scores))

@@ -6,13 +6,13 @@ results. When all are there, one more job stitches them into the video's table.
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from expressions.files import atomic_write
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
 from expressions.inference.sources import Source, is_camera
 from expressions.inference.tables import Table, convert_to_parquet
-from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, Tracker, TrackStitcher
 from expressions.inference.types import Box, Face, Frame
 
 UNFINISHED = ".parts"  # in the folder of results: segments, and tables that are being written
@@ -76,24 +76,22 @@ class Failed(NamedTuple):
     message: str
 
 
-class SegmentFrame(NamedTuple):
-    """A frame in a saved segment."""
-
+class _SegmentFrame(NamedTuple):
     seconds: float
     checksum: int  # of its pixels, where another segment has it too, else 0
     broken: int  # frames skipped since the segment was entered
     faces: list[Face]
 
 
-class SegmentMismatchError(Exception):
-    """Two segments don't have the same frames in the time that they share."""
+class _SegmentMismatchError(Exception):
+    pass
 
 
 def run_job(job: Job) -> Done | SegmentDone | Failed:
     """Do a job in a worker. Raises UserError without a recognizer, for no other job can be done either."""
-    recognizer = worker_recognizer(job.settings.model, job.settings.cascade, job.settings.votes)
+    recognizer = worker_recognizer(job.settings)
     try:
-        return label(job, recognizer) if job.segment is not None else label_stitched(job, recognizer)
+        return _label(job, recognizer) if job.segment is not None else _label_stitched(job, recognizer)
     except UserError as error:
         message = error
     except OSError as error:
@@ -104,25 +102,26 @@ def run_job(job: Job) -> Done | SegmentDone | Failed:
 
 
 @functools.cache
-def worker_recognizer(model, cascade, votes):
-    cv2.setNumThreads(1)  # the other processors have workers of their own
+def worker_recognizer(settings: Settings) -> ExpressionRecognizer:
+    """Return the recognizer of this process; it uses one processor, because the others have workers of their own."""
+    cv2.setNumThreads(1)
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
-    return ExpressionRecognizer(model or MODEL, cascade or CASCADE, votes, threads=1)
+    return ExpressionRecognizer(settings.model or MODEL, settings.cascade or CASCADE, settings.votes, threads=1)
 
 
-def label(job: Job, recognizer: ExpressionRecognizer) -> Done | SegmentDone:
+def _label(job, recognizer):
     """Write the table of a file; of a long video, save one segment, labelled by a tracker of its own."""
     if is_camera(job.path):  # it would never end
         raise UserError(f"{job.source}: is no file; --workers and --ray label files, and no cameras")
-    path = segment_path(job, job.segment)
+    path = _segment_path(job, job.segment)
     if path.exists():  # from a run that was stopped
-        return SegmentDone(load_segment(path)[1])
+        return SegmentDone(_load_segment(path)[1])
     start, end = job.segment * SEGMENT_SECONDS, (job.segment + 1) * SEGMENT_SECONDS
     with Source(job.path, start=max(0, start - SEGMENT_OVERLAP)) as source:
         segments = math.ceil(source.frame_count / source.fps / SEGMENT_SECONDS) if source.frame_count else 1
         if job.segment == 0 and segments == 1:
-            return label_whole(job, source, recognizer)
-        tracker, frames = recognizer.new_tracker(), []
+            return _label_whole(job, source, recognizer)
+        tracker, frames = Tracker(recognizer.detector), []
         for frame in source:
             if frame.seconds >= end:
                 segments = max(segments, job.segment + 2)  # a video may be longer than it says
@@ -131,71 +130,66 @@ def label(job: Job, recognizer: ExpressionRecognizer) -> Done | SegmentDone:
             faces = recognizer.recognize_tracks(tracker, gray, frame.seconds)
             is_shared = not start <= frame.seconds < end - SEGMENT_OVERLAP
             checksum = zlib.crc32(frame.image) if is_shared else 0
-            frames.append(SegmentFrame(frame.seconds, checksum, source.skipped, faces))
+            frames.append(_SegmentFrame(frame.seconds, checksum, source.skipped, faces))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, path.with_name(uuid.uuid4().hex)) as partial:
         partial.write_text(json.dumps((frames, segments, source.missing_seconds), default=np.ndarray.tolist))
     return SegmentDone(segments)
 
 
-def segment_path(job: Job, number: int) -> Path:
+def _segment_path(job, number):
     """Where a segment is saved. The name changes with the video and with the settings."""
     status = os.stat(job.path)
     video = repr((job.path, status.st_size, status.st_mtime_ns, job.settings.config_hash)).encode()
     return job.settings.folder / UNFINISHED / f"{hashlib.sha256(video).hexdigest()[:32]}-{number}.json"
 
 
-def load_segment(path: Path) -> tuple[list[SegmentFrame], int, float]:
+def _load_segment(path):
     """Return the frames of a segment, how many segments its video has, and how many seconds are missing at its end."""
     frames, segments, missing = json.loads(path.read_bytes())
     for _, _, _, faces in frames:
-        faces[:] = [Face(Box(*box), *values, np.float32(chances)) for box, *values, chances in faces]
-    return [SegmentFrame(*frame) for frame in frames], segments, missing
+        faces[:] = [Face(Box(*box), *values, np.float32(row)) for box, *values, row in faces]
+    return [_SegmentFrame(*frame) for frame in frames], segments, missing
 
 
-def label_whole(job: Job, source: Source, recognizer: ExpressionRecognizer) -> Done:
-    """Write the table of a file, labelled from its beginning to its end."""
+def _label_whole(job, source, recognizer):
     recognizer.reset()
     seen = ((frame, recognizer.recognize(frame.image, None if source.is_image else frame.seconds)) for frame in source)
-    return Done(*write_table(job, recognizer.labels, seen), source.skipped, source.missing_seconds)
+    return Done(*_write_table(job, recognizer.labels, seen), source.skipped, source.missing_seconds)
 
 
-def label_stitched(job: Job, recognizer: ExpressionRecognizer) -> Done:
+def _label_stitched(job, recognizer):
     """Write the table of a video from its segments; if these don't fit together, label the video as a whole."""
-    paths, counts = [segment_path(job, number) for number in range(job.segments)], Counter()
+    paths, counts = [_segment_path(job, number) for number in range(job.segments)], Counter()
     try:
-        seen = stitch_segments(paths, counts)
-        done = Done(*write_table(job, recognizer.labels, seen), counts["broken"], counts["missing"])
-    except SegmentMismatchError:
+        done = Done(*_write_table(job, recognizer.labels, _stitch_segments(paths, counts)), **counts)
+    except _SegmentMismatchError:
         with Source(job.path) as source:
-            done = label_whole(job, source, recognizer)
+            done = _label_whole(job, source, recognizer)
     for path in paths:
         path.unlink()
     return done
 
 
-def stitch_segments(paths: list[Path], counts: Counter) -> Iterator[tuple[Frame, list[Face]]]:
+def _stitch_segments(paths, counts):
     """Yield the frames of a video, without images, and the faces in each; count what is broken and missing."""
-    stitcher, number, overlap = TrackStitcher(), 0, []
+    stitcher, numbers, overlap = TrackStitcher(), itertools.count(), []
     for index, path in enumerate(paths):
-        frames, _, counts["missing"] = load_segment(path)
+        frames, _, counts["missing"] = _load_segment(path)
         start = index * SEGMENT_SECONDS
         shared = [frame for frame in frames if index and frame.seconds < start]
-        if index:
-            if not shared or [frame[:2] for frame in shared] != [frame[:2] for frame in overlap]:
-                raise SegmentMismatchError
-            for before, after in zip(overlap, shared, strict=True):
-                stitcher.add_overlap(before.faces, after.faces)
-            stitcher.next_segment()
+        if index and not shared or [frame[:2] for frame in shared] != [frame[:2] for frame in overlap]:
+            raise _SegmentMismatchError
+        for before, after in zip(overlap, shared, strict=True):
+            stitcher.add_overlap(before.faces, after.faces)
+        stitcher.next_segment()
         for frame in frames[len(shared) :]:
-            yield Frame(None, number, frame.seconds), stitcher.assign_ids(frame.faces)
-            number += 1
-        if frames:
-            counts["broken"] += frames[-1].broken - (shared[-1].broken if shared else 0)
+            yield Frame(None, next(numbers), frame.seconds), stitcher.assign_ids(frame.faces)
+        counts["broken"] += (frames[-1].broken if frames else 0) - (shared[-1].broken if shared else 0)
         overlap = [frame for frame in frames if frame.seconds >= start + SEGMENT_SECONDS - SEGMENT_OVERLAP]
 
 
-def write_table(job: Job, labels: tuple[str, ...], seen: Iterable[tuple[Frame, list[Face]]]) -> tuple:
+def _write_table(job, labels, seen):
     """Write the table of a file, as a whole or not at all. Returns the first four values of Done."""
     path = job.settings.folder / job.result
     partial = job.settings.folder / UNFINISHED / f"{uuid.uuid4().hex}.csv"

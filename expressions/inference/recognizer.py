@@ -23,16 +23,10 @@ MODEL, CASCADE = ROOT / "models" / "emotion_model.h5", ROOT / "haarcascade_front
 
 
 class ExpressionRecognizer:
-    """Finds the faces in images and videos and labels their expressions.
+    """Finds the faces in images and videos and labels their expressions, with a model of train.py and a Haar cascade.
 
-    Args:
-        model: An .h5 file of train.py.
-        cascade: The XML file of a Haar cascade.
-        votes: Predict how ten people would vote, if the model has learned from votes.
-        threads: Of the network; None for as many as are fastest when nothing else runs.
-
-    Raises:
-        UserError: A file is missing, damaged or unfit.
+    With `votes` it predicts how ten people would vote, if the model has learned from votes. `threads` of the network:
+    None for as many as are fastest when nothing else runs. Raises UserError where a file is missing, damaged or unfit.
     """
 
     def __init__(self, model: Path = MODEL, cascade: Path = CASCADE, votes: bool = False, threads: int | None = None):
@@ -44,35 +38,25 @@ class ExpressionRecognizer:
         self.reset()
 
     def reset(self, segment_end: float = SEGMENT_SECONDS) -> None:
-        """Forget all faces, because another source begins.
-
-        Args:
-            segment_end: End of the first segment in seconds; infinite for a camera, which has only one.
-        """
-        self.tracker, self.next_tracker, self.segment_end = self.new_tracker(), None, segment_end
+        """Forget all faces: another source begins. Its first segment ends at a time, infinite for a camera."""
+        self.tracker, self.next_tracker, self.segment_end = Tracker(self.detector), None, segment_end
         self.stitcher = TrackStitcher()
 
-    def new_tracker(self) -> Tracker:
-        """Return a tracker for `recognize_tracks`."""
-        return Tracker(self.detector)
-
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
-        """Find the faces in a frame and label their expressions.
+        """Find the faces in a frame, BGR uint8 (height, width, 3), and label their expressions.
 
-        Args:
-            image: BGR uint8 (height, width, 3).
-            seconds: The time of the frame in a video, whose faces are followed from frame to frame; None for an image.
+        `seconds` is its time in a video, whose faces are followed from frame to frame; None for an image.
         """
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         if seconds is None:
-            return TrackStitcher().assign_ids(self.recognize_tracks(self.new_tracker(), gray, None))
+            return TrackStitcher().assign_ids(self.recognize_tracks(Tracker(self.detector), gray, None))
         if seconds >= self.segment_end:
-            self.tracker, self.next_tracker = self.next_tracker or self.new_tracker(), None
+            self.tracker, self.next_tracker = self.next_tracker or Tracker(self.detector), None
             self.segment_end = (seconds // SEGMENT_SECONDS + 1) * SEGMENT_SECONDS
             self.stitcher.next_segment()
         faces = self.recognize_tracks(self.tracker, gray, seconds)
         if seconds >= self.segment_end - SEGMENT_OVERLAP:
-            self.next_tracker = self.next_tracker or self.new_tracker()
+            self.next_tracker = self.next_tracker or Tracker(self.detector)
             self.stitcher.add_overlap(faces, self.recognize_tracks(self.next_tracker, gray, seconds))
         return self.stitcher.assign_ids(faces)
 

@@ -3,7 +3,7 @@
 import io
 import uuid
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from expressions import UserError
@@ -20,22 +20,23 @@ class Summary:
     """Adds up how long each person showed which expression in videos, and how many faces did in images."""
 
     def __init__(self):
-        self.shown = {}  # of each person, (source, track_id): seconds by label; of IMAGES: faces by label
-        self.intervals = {}  # of each person: [label, start, end] in order, in seconds
+        self.shown = defaultdict(Counter)  # of each person, (source, track_id): seconds by label; of IMAGES: faces
+        self.intervals = defaultdict(list)  # of each person: [label, start, end] in order, in seconds
         self.source = self.last_seconds = None  # of the latest frame
 
     def add(self, source: object, frame: Frame, faces: list[Face], is_image: bool) -> None:
-        """Count the faces in a frame of a source, which is named by `source`."""
+        """Count the faces in a frame of the source of this name."""
         gap = frame.seconds - self.last_seconds if source == self.source else 0
         if not 0 <= gap <= MAX_GAP:  # the source began anew, or nobody was seen
             gap = 0
         self.source, self.last_seconds = source, frame.seconds
         for face in faces:
-            person = IMAGES if is_image else (str(source), face.track_id)
-            self.shown.setdefault(person, Counter())[face.label] += 1 if is_image else gap
             if is_image:
+                self.shown[IMAGES][face.label] += 1
                 continue
-            intervals = self.intervals.setdefault(person, [])
+            person = str(source), face.track_id
+            self.shown[person][face.label] += gap
+            intervals = self.intervals[person]
             if intervals and intervals[-1][0] == face.label and 0 <= frame.seconds - intervals[-1][2] < MAX_GAP:
                 intervals[-1][2] = frame.seconds
             else:
@@ -44,19 +45,17 @@ class Summary:
     def describe(self) -> str:
         """Return a line for each person seen longest: the share of each expression in their time."""
         several = len({source for source, _ in self.intervals}) > 1
+        people = [person for person in self._seen_longest() if self.shown[person].total()]  # in more than one frame
         lines = []
-        for person in self._seen_longest(MAX_LISTED):
-            shown, total = self.shown[person].most_common(), self.shown[person].total()
-            if not total:  # seen in a single frame
-                continue
-            shares = ", ".join(f"{label} {amount / total:.0%}" for label, amount in shown)
+        for person in people[:MAX_LISTED]:
+            shown, total = self.shown[person], self.shown[person].total()
+            shares = ", ".join(f"{label} {amount / total:.0%}" for label, amount in shown.most_common())
             if person == IMAGES:
                 lines.append(f"{total} faces in pictures: {shares}")
             else:
                 name = f"{escape_unprintable(person[0])}, " if several else ""
                 lines.append(f"{name}person {person[1]}, {total:.1f} s: {shares}")
-        others = sum(shown.total() > 0 for shown in self.shown.values()) - MAX_LISTED
-        if others > 0:
+        if (others := len(people) - MAX_LISTED) > 0:
             lines.append(f"and {others} other{'s' if others > 1 else ''}")
         return "\n".join(lines)
 
@@ -70,7 +69,7 @@ class Summary:
             raise UserError(f"--summary {path}: needs a video or camera; people aren't tracked across pictures")
         from matplotlib.figure import Figure  # here, for its import takes a second
 
-        people = [person for person in self._seen_longest(MAX_DRAWN) if person in self.intervals]
+        people = [person for person in self._seen_longest()[:MAX_DRAWN] if person in self.intervals]
         figure = Figure(figsize=(10, 1.5 + 0.35 * len(people)), layout="constrained")
         axes, bars = figure.add_subplot(), {}
         for row, person in enumerate(people):
@@ -96,5 +95,5 @@ class Summary:
         except OSError as error:
             raise UserError(f"--summary {path}: can't be written ({error.strerror})") from None
 
-    def _seen_longest(self, count):
-        return sorted(self.shown, key=lambda person: -self.shown[person].total())[:count]
+    def _seen_longest(self):
+        return sorted(self.shown, key=lambda person: -self.shown[person].total())

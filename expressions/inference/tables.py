@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from types import ModuleType
 
 from expressions import UserError
 from expressions.files import atomic_write, lock_file
@@ -21,9 +22,8 @@ class Table:
     The rows of a frame go to the system at once, so a program that is killed leaves whole rows. An old file is
     overwritten when the first frame comes. What is not UTF-8 in the name of a source is escaped.
 
-    Raises:
-        UserError: The file exists and `overwrite` is False, another program writes it, or it can't be written; then
-            `failed` is True and the file has the rows until there.
+    Raises UserError where the file exists and `overwrite` is False, another program writes it, or it can't be written;
+    then `failed` is True and the file has the rows until there.
     """
 
     def __init__(self, path: Path, labels: tuple[str, ...], overwrite: bool = False):
@@ -42,7 +42,7 @@ class Table:
         return self
 
     def write(self, source: object, frame: Frame, faces: list[Face]) -> None:
-        """Append the faces in a frame of a source, which is named by `source`."""
+        """Append the faces in a frame of the source of this name."""
         name = str(source).encode(errors="backslashreplace").decode()
         rows, text = [], io.StringIO(newline="")
         for face in faces:
@@ -76,27 +76,27 @@ class Table:
             self.path.unlink(missing_ok=True)
 
 
-def import_pyarrow():
-    """Return pyarrow and its modules for CSV and Parquet. Raises UserError where it is not installed."""
+def import_pyarrow() -> ModuleType:
+    """Return pyarrow, which few need. Raises UserError where it is not installed."""
     try:
-        import pyarrow  # here, for few need it
-        from pyarrow import csv, parquet
+        import pyarrow.csv
+        import pyarrow.parquet
     except ImportError:
         raise UserError("--parquet: pyarrow is not installed; run: pip install pyarrow") from None
-    return pyarrow, csv, parquet
+    return pyarrow
 
 
 def convert_to_parquet(path: Path, labels: tuple[str, ...]) -> None:
     """Replace a .csv of Table by the same table as Parquet."""
-    pyarrow, csv, parquet = import_pyarrow()
-    text, integer, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-    types = (text, integer, real, *[integer] * 5, text, real, *[real] * len(labels))
-    schema = pyarrow.schema(zip((*COLUMNS, *labels), types, strict=True))
-    parsing = csv.ParseOptions(newlines_in_values=True)
+    pyarrow = import_pyarrow()
+    types = ["string", "int64", "float64", *["int64"] * 5, "string", "float64", *["float64"] * len(labels)]
+    schema = pyarrow.schema(zip((*COLUMNS, *labels), map(pyarrow.type_for_alias, types), strict=True))
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    conversion = pyarrow.csv.ConvertOptions(column_types=schema)
     with (
         atomic_write(path, path.with_suffix(".parquet")) as partial,
-        csv.open_csv(path, parse_options=parsing, convert_options=csv.ConvertOptions(column_types=schema)) as batches,
-        parquet.ParquetWriter(partial, schema) as writer,
+        pyarrow.csv.open_csv(path, parse_options=parsing, convert_options=conversion) as batches,
+        pyarrow.parquet.ParquetWriter(partial, schema) as writer,
     ):
         for batch in batches:
             writer.write_batch(batch)

@@ -7,6 +7,7 @@ A video is followed in segments, each by a tracker of its own, so that many comp
 begins a little before its segment; faces that two trackers see there in the same place are the same person.
 """
 
+import itertools
 import math
 from collections import Counter
 
@@ -15,15 +16,7 @@ import numpy as np
 
 from expressions import UNCERTAIN
 from expressions.images import crop
-from expressions.inference.detector import (
-    HaarDetector,
-    crop_roi,
-    downscale,
-    group_detections,
-    iou,
-    to_box,
-    to_detection,
-)
+from expressions.inference.detector import HaarDetector, crop_roi, downscale, group_detections, iou, to_detection
 from expressions.inference.types import Box, Detection, Face
 
 WIDE_ROI_SCALE = 2.2  # width of the region where a lost face is searched, in widths of the face
@@ -39,6 +32,7 @@ APPEARANCE_WEIGHT = 0.5  # distance in widths that counts as much as no correlat
 OCCLUSION_IOU = 0.1  # faces that overlap more may hide one another
 NEW_FACE_IOU = 0.3  # what overlaps more with a known face is no new one
 SCENE_CHANGE, MAX_GAP_SECONDS = 30, 0.5  # mean difference in gray levels, and time, from one frame to the next
+BOX_SCALE, BOX_SHIFT = 1.05, 0.04  # FER2013 crops faces this much wider than the cascade, and lower by this share
 SMOOTHING_SECONDS = np.array([0.04, 0.04, 0.12])  # time constants of the drawn position (x, y) and size
 
 SEGMENT_SECONDS, SEGMENT_OVERLAP = 60, 2  # seconds that one tracker follows, and that it begins earlier
@@ -80,7 +74,7 @@ class Track:
         return Detection((x + half) / scale + left, (y + half) / scale + top, place.size)
 
     def update_position(self, face: Detection, seconds: float) -> None:
-        """Take in where the face is at a later time."""
+        """Move to where the face is at a later time."""
         passed, state = max(seconds - self.last_seen, 1e-3), _to_state(face)
         self.velocity, self.state, self.last_seen = (state - self.state) / passed * (1, 1, 0.5), state, seconds
         # an alpha-beta filter (Benedict and Bordner 1962) doesn't lag behind a steady movement; it would behind any
@@ -94,15 +88,21 @@ class Track:
         self.smoothed_velocity = self.smoothed_velocity + gain**2 / (2 - gain) * error / passed
 
     def update_from_detection(self, face: Detection, seconds: float, gray: np.ndarray) -> None:
-        """Take in that the cascade found the face."""
+        """Move to where the cascade found the face."""
         self.update_position(face, seconds)
         self.last_detected, self.template = seconds, _crop_template(gray, face)
         self.update_score(face.score)
 
     def update_score(self, score: float) -> None:
-        """Take in the score of a detection, 0 where there is none."""
+        """Average the scores of detections, 0 where there is none."""
         self.score += SCORE_GAIN * (max(0, score) - self.score)
         self.confirmed = self.score >= (HIDE_SCORE if self.confirmed else CONFIRM_SCORE)
+
+    def is_alive(self, shape: tuple[int, int], seconds: float) -> bool:
+        """Return whether to go on with the face, in frames of this shape."""
+        (x, y, _), (height, width) = self.state, shape
+        recent = seconds - self.last_detected <= MAX_LOST_SECONDS
+        return recent and self.score >= DROP_SCORE and 0 <= x < width and 0 <= y < height
 
     def update_expression(self, probabilities: np.ndarray, seconds: float) -> None:
         """Smooth probabilities, float32 (classes,), over time and choose the label."""
@@ -128,53 +128,43 @@ class Tracker:
     """Finds the faces in the frames of one source and follows each. The same frames always give the same tracks."""
 
     def __init__(self, detector: HaarDetector):
-        self.detector, self.tracks, self.frames, self.last_id = detector, [], 0, 0
-        self.thumbnail = self.shape = self.last = None  # of the latest frame; its time
+        self.detector, self.tracks, self.frames, self.new_ids = detector, [], 0, itertools.count(1)
+        self.latest = None, None, None  # frame: its thumbnail, shape and time
 
     def update(self, gray: np.ndarray, seconds: float) -> list[Track]:
-        """Find the faces in the next frame.
+        """Return the tracks of the faces that are seen in the next frame, uint8 (height, width), by track_id.
 
         The first frame, one of another scene, and one after a gap of MAX_GAP_SECONDS are searched as a whole, which
         takes about ten times as long.
-
-        Args:
-            gray: The frame, uint8 (height, width).
-            seconds: Its time, which normally doesn't go back.
-
-        Returns:
-            The tracks of the faces that are seen in this frame, by track_id.
         """
         gray, scale = downscale(gray)
-        if self.is_scene_change(gray, seconds):
+        if self._is_scene_change(gray, seconds):
             self.tracks = []
             for face in self.detector.detect(gray):
-                sure = face.score >= SINGLE_FRAME_SCORE
-                self._add_track(face, seconds, gray, max(CONFIRM_SCORE, face.score) if sure else face.score)
+                score = max(CONFIRM_SCORE, face.score) if face.score >= SINGLE_FRAME_SCORE else face.score
+                self.tracks.append(Track(next(self.new_ids), face, seconds, gray, score))
         else:
             expected = [track.predict(seconds) for track in self.tracks]
-            unmatched = self.associate(self.detect(gray, expected), expected, gray, seconds)
+            unmatched = self._associate(self._detect(gray, expected), expected, gray, seconds)
             for track in [track for track in self.tracks if track.last_seen < seconds]:
-                self.recover_lost(track, unmatched, gray, seconds)
+                self._recover_lost(track, unmatched, gray, seconds)
             for face in unmatched:
                 if all(iou(face, track.predict(seconds)) < NEW_FACE_IOU for track in self.tracks):
-                    self._add_track(face, seconds, gray, SCORE_GAIN * face.score)
-        self.tracks = [track for track in self.tracks if _is_alive(track, gray.shape, seconds)]
+                    self.tracks.append(Track(next(self.new_ids), face, seconds, gray, SCORE_GAIN * face.score))
+        self.tracks = [track for track in self.tracks if track.is_alive(gray.shape, seconds)]
         visible = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
         for track in visible:
-            x, y, size = track.smoothed
-            track.box = to_box(Detection(x, y, math.exp(size)), scale)
+            track.box = _to_box(track.smoothed, scale)
         return visible
 
-    def is_scene_change(self, gray: np.ndarray, seconds: float) -> bool:
-        """Return whether this frame does not continue the latest one."""
-        before, shape, last = self.thumbnail, self.shape, self.last
-        self.thumbnail = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA)
-        self.shape, self.last = gray.shape, seconds  # the size changes where a stream comes back
-        if before is None or shape != gray.shape or not 0 <= seconds - last <= MAX_GAP_SECONDS:
+    def _is_scene_change(self, gray, seconds):
+        thumbnail = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA)
+        (before, shape, last), self.latest = self.latest, (thumbnail, gray.shape, seconds)
+        if shape != gray.shape or not 0 <= seconds - last <= MAX_GAP_SECONDS:  # a stream may come back in another size
             return True
-        return cv2.absdiff(self.thumbnail, before).mean() > SCENE_CHANGE
+        return cv2.absdiff(thumbnail, before).mean() > SCENE_CHANGE
 
-    def detect(self, gray: np.ndarray, expected: list[Detection]) -> list[Detection]:
+    def _detect(self, gray, expected):
         """Search a frame where faces are expected, and in one slice for new ones."""
         flip = self.frames % 2 == 1  # the mirror image in every other frame
         found = [face for place in expected for face in self.detector.detect_near(gray, place, flip=flip)]
@@ -186,10 +176,8 @@ class Tracker:
         self.frames += 1
         return group_detections(found)
 
-    def associate(
-        self, found: list[Detection], expected: list[Detection], gray: np.ndarray, seconds: float
-    ) -> list[Detection]:
-        """Give each detection to the track that it is nearest to, in place and in looks; return those left over."""
+    def _associate(self, found, expected, gray, seconds):
+        """Give each detection to the nearest track, by position and appearance; return those left over."""
         pairs = []
         for face in found:
             template = _crop_template(gray, face)
@@ -206,10 +194,11 @@ class Tracker:
                 matched.append(face)
         return [face for face in found if face not in matched]
 
-    def recover_lost(self, track: Track, unmatched: list[Detection], gray: np.ndarray, seconds: float) -> None:
+    def _recover_lost(self, track, unmatched, gray, seconds):
         """Search for a face that was not found where it was expected: with its last image, then in a wider region."""
         if not track.confirmed:
-            return track.update_score(0)
+            track.update_score(0)
+            return
         others = unmatched + [other.predict(seconds) for other in self.tracks if other.last_seen == seconds]
 
         def is_free(face):
@@ -222,15 +211,12 @@ class Tracker:
         if seconds - track.last_detected <= MAX_TEMPLATE_SECONDS:
             face = track.match_template(gray, track.predict(seconds))
             if face and is_free(face):
-                return track.update_position(face, seconds)
+                track.update_position(face, seconds)
+                return
         found = filter(is_free, self.detector.detect_near(gray, place, WIDE_ROI_SCALE))
         face = min(found, key=lambda face: math.hypot(face.x - place.x, face.y - place.y), default=None)
         if face:
             track.update_from_detection(face, seconds, gray)
-
-    def _add_track(self, face, seconds, gray, score):
-        self.last_id += 1
-        self.tracks.append(Track(self.last_id, face, seconds, gray, score))
 
 
 def select_for_classification(tracks: list[Track]) -> list[Track]:
@@ -272,12 +258,6 @@ class TrackStitcher:
         return [face._replace(track_id=self.person_ids[face.track_id]) for face in faces]
 
 
-def _is_alive(track, shape, seconds):
-    (x, y, _), (height, width) = track.state, shape
-    recent = seconds - track.last_detected <= MAX_LOST_SECONDS
-    return recent and track.score >= DROP_SCORE and 0 <= x < width and 0 <= y < height
-
-
 def _crop_template(gray, face):
     side = max(1, round(face.size))
     image = crop(gray, Box(round(face.x - side / 2), round(face.y - side / 2), side, side))
@@ -286,3 +266,10 @@ def _crop_template(gray, face):
 
 def _to_state(face):
     return np.array((face.x, face.y, math.log(face.size)))  # sizes change by factors
+
+
+def _to_box(state, scale):
+    """The box of a face in the frame that was searched at `scale`, cropped as FER2013 crops faces."""
+    x, y, size = *state[:2], math.exp(state[2])
+    side = round(size * BOX_SCALE / scale)
+    return Box(round(x / scale - side / 2), round((y + BOX_SHIFT * size) / scale - side / 2), side, side)

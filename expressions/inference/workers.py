@@ -48,34 +48,34 @@ def processes(count: int) -> Iterator[Workers]:
     if limit > 0 and count > allowed:
         print(f"--workers {count}: only {allowed} are started, as open files are limited to {limit} (see ulimit -n)")
         count = allowed
-    free = [new_pool() for _ in range(count)]  # one for each process: when it crashes, its pool loses all tasks
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as pools:
 
-    def submit(function, task):
-        pool = free.pop()
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process that starts now inherits this
+        def new_pool():  # one for each process: when it crashes, its pool loses all tasks
+            return pools.enter_context(ProcessPoolExecutor(1, context, _exit_with_parent))
+
+        def submit(function, task):
+            pool = free.pop()
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process that starts now inherits this
+            try:
+                future = pool.submit(function, task)
+            except BrokenProcessPool:  # it crashed while it was idle
+                pool = new_pool()
+                future = pool.submit(function, task)
+            finally:
+                signal.signal(signal.SIGINT, handler)
+            future.add_done_callback(lambda _: free.append(pool))
+            return future
+
+        free = [new_pool() for _ in range(count)]
         try:
-            future = pool.submit(function, task)
-        except BrokenProcessPool:  # it crashed while it was idle
-            pool = new_pool()
-            future = pool.submit(function, task)
+            yield Workers(submit, lambda: count, (BrokenProcessPool,))
         finally:
-            signal.signal(signal.SIGINT, handler)
-        future.add_done_callback(lambda _: free.append(pool))
-        return future
-
-    try:
-        yield Workers(submit, lambda: count, (BrokenProcessPool,))
-    finally:
-        for process in multiprocessing.active_children():
-            process.kill()
+            for process in multiprocessing.active_children():
+                process.kill()
 
 
-def new_pool() -> ProcessPoolExecutor:
-    """Return a pool of one process."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), exit_with_parent)
-
-
-def exit_with_parent() -> None:
+def _exit_with_parent():
     """Make a worker process end when its parent does, however that ends, and ignore Ctrl-C itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -86,9 +86,8 @@ def exit_with_parent() -> None:
 def cluster(address: str, folder: Path) -> Iterator[Workers]:
     """Use the processors of a Ray cluster, each a worker. Raises UserError without Ray or the cluster.
 
-    Args:
-        address: Such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block.
-        folder: The program's, which all machines get a copy of.
+    The address is such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block. All
+    machines get a copy of the program's folder.
     """
     try:
         import ray
@@ -106,7 +105,7 @@ def cluster(address: str, folder: Path) -> Iterator[Workers]:
             log_to_driver=False,
         )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray {address}: no cluster there ({last_line(error)}); start one with: ray start") from None
+        raise UserError(f"--ray {address}: no cluster there ({_last_line(error)}); start one with: ray start") from None
 
     @functools.lru_cache(1)
     def processors(period):  # counted once in a period: machines come and go
@@ -154,11 +153,10 @@ def run_tasks(workers: Workers, function: Callable, tasks: Iterable, priority_ta
                 priority_tasks.append(task)
                 continue
         except Exception as error:
-            raise UserError(f"the workers can't work: {last_line(error)}") from None
+            raise UserError(f"the workers can't work: {_last_line(error)}") from None
         del crash_counts[task]
         yield task, result
 
 
-def last_line(error: Exception) -> str:
-    """Return the end of an exception's text, without what Ray tells of its origin."""
+def _last_line(error):  # before it, Ray tells of the error's origin
     return escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])
