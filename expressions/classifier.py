@@ -1,8 +1,8 @@
 """The classifier: faces -> probabilities of expressions, by a network that was compiled from a model file.
 
 Compiled networks are kept in a folder of the user's own; what lies beside a stranger's .h5 is as strange as the file. A
-name there is the digest of the .h5, so a changed model never meets an old network. Such a file holds the SHA-256 of the
-rest, the model's metadata as a line of JSON, and a LiteRT file.
+name there is the digest of the .h5. Such a file holds the SHA-256 of the rest, the metadata as a line of JSON, and a
+LiteRT file.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory
 
 
 class CompiledNetwork:
-    """The network in the content of a LiteRT file, with the part of Keras's interface that `Classifier` uses."""
+    """A network from the content of a LiteRT file, with the part of Keras's interface that `Classifier` uses."""
 
     def __init__(self, content: bytes, threads: int | None = None):
         try:
@@ -58,14 +58,13 @@ class Classifier:
     """Predicts the expression of faces.
 
     Attributes:
-        network: Gives logits; has `predict_on_batch`, `input_shape` and `output_shape` as Keras's models do. See
-            `model_compiler.complete_network`.
-        metadata: Of the model file: labels, scaling, perhaps temperature; see `model_file.write_metadata`.
+        network: A CompiledNetwork, or Keras's network that gives logits; see `model_compiler.complete_network`.
+        metadata: See `model_file.write_metadata`.
         labels: Class names in the order of the probabilities.
         has_votes: Whether the network also predicts how taggers vote.
     """
 
-    def __init__(self, network, metadata: dict):
+    def __init__(self, network: CompiledNetwork, metadata: dict):
         self.network, self.metadata = network, metadata
         self.labels = tuple(metadata["labels"])
         self.size, self.channels = network.input_shape[2:]
@@ -84,7 +83,7 @@ class Classifier:
 
         Args:
             path: The .h5 file.
-            labels, scaling: Replace the file's own, which a file of another program doesn't have.
+            labels, scaling: Replace the file's own; the file of another program has none.
             threads: How many the network uses; None for as many as pay.
 
         Raises:
@@ -108,7 +107,7 @@ class Classifier:
         Args:
             faces: n images as `images.preprocess_face` takes them: uint8, gray or BGR, of any size.
             flip_tta: Average over each face and its mirror image; more accurate, for twice the time.
-            votes: Not how likely each label is, but which share of ten people would choose it, of those who choose any.
+            votes: Not how likely each label is, but the share of people who would choose it, of those who choose any.
                 Needs `has_votes`.
 
         Returns:
