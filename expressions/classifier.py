@@ -44,7 +44,7 @@ class CompiledNetwork:
         self.input_shape, self.output_shape = ((None, *part["shape"][1:].tolist()) for part in (taken, given))
 
     def predict_on_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """The logits, float32 (n, columns), of inputs, float32 (n, height, width, channels)."""
+        """The logits, float32 (n, columns), of float32 (n, height, width, channels)."""
         if len(inputs) != self.batch:
             self.interpreter.resize_tensor_input(self.input, inputs.shape)
             self.interpreter.allocate_tensors()
@@ -81,10 +81,8 @@ class Classifier:
     ) -> "Classifier":
         """Load a model file. The first time this takes seconds: another process validates and compiles it.
 
-        Args:
-            path: The .h5 file.
-            labels, scaling: Replace the file's own; the file of another program has none.
-            threads: How many the network uses; None for as many as pay.
+        `labels` and `scaling` replace the file's own; the file of another program has none. The network uses as many
+        `threads` as given, by default as many as pay.
 
         Raises:
             UserError: The file is missing, damaged or unsafe, or lacks metadata.
@@ -93,7 +91,7 @@ class Classifier:
         given = ({"labels": list(labels)} if labels else {}) | ({"scaling": scaling} if scaling else {})
         name = cache_name(path, given)
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, damaged, or of another LiteRT
-            metadata, content = read_cached(name)
+            metadata, content = _read_cached(name)
             return cls(CompiledNetwork(content, threads), metadata)
         print(f"Compiling {path}: this takes some seconds, once ...", flush=True)
         metadata, content = run_sandboxed("compile", path, **given)
@@ -105,7 +103,7 @@ class Classifier:
         """How likely each expression is, for each face.
 
         Args:
-            faces: n images as `images.preprocess_face` takes them: uint8, gray or BGR, of any size.
+            faces: n images as `images.preprocess_face` takes them, of any size.
             flip_tta: Average over each face and its mirror image; more accurate, for twice the time.
             votes: Not how likely each label is, but the share of people who would choose it, of those who choose any.
                 Needs `has_votes`.
@@ -141,7 +139,8 @@ class Classifier:
         return SCALINGS[self.metadata["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
 
 
-def cache_name(model, given):
+def cache_name(model: str | os.PathLike, given: dict) -> str:
+    """The name of the cached network of a model file of which the `given` metadata is replaced."""
     with open(model, "rb") as file:
         name = hashlib.file_digest(file, "sha256").hexdigest()
     if given:
@@ -149,7 +148,7 @@ def cache_name(model, given):
     return f"{name}.tflite"
 
 
-def cache_folder():
+def _cache_folder():
     """The folder of compiled networks, made if need be; OSError, or RuntimeError where the user has no home."""
     variable, usual = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}.get(
         sys.platform, ("XDG_CACHE_HOME", ".cache")
@@ -163,8 +162,8 @@ def cache_folder():
     return folder
 
 
-def read_cached(name):
-    path = cache_folder() / name
+def _read_cached(name):
+    path = _cache_folder() / name
     content = path.read_bytes()
     if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:  # LiteRT may crash on a damaged one
         raise ValueError(path)
@@ -174,8 +173,9 @@ def read_cached(name):
     return json.loads(metadata), content
 
 
-def write_cached(name, metadata, content):
-    path, content = cache_folder() / name, json.dumps(metadata).encode() + b"\n" + content
+def write_cached(name: str, metadata: dict, content: bytes) -> None:
+    """Store the metadata and the content of a LiteRT file, and remove old ones; OSError or RuntimeError if it can't."""
+    path, content = _cache_folder() / name, json.dumps(metadata).encode() + b"\n" + content
     with atomic_write(path, path.with_suffix(f".{os.getpid()}")) as partial:
         partial.write_bytes(hashlib.sha256(content).digest() + content)
     for old in sorted(path.parent.iterdir(), key=os.path.getmtime, reverse=True)[MAX_CACHED:]:

@@ -1,7 +1,6 @@
 """What runs in the limited process: validate a model file, read its weights, or compile its network to LiteRT.
 
-A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.run_sandboxed` is the other side, which
-puts the name of the file before errors.
+A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.run_sandboxed` starts the process.
 """
 
 import contextlib
@@ -72,14 +71,9 @@ def _limit_resources(seconds):
 
 
 def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
-    """Check that a model file is safe to load and says what it needs.
+    """Raise UserError unless a model file is safe to load and says what it needs.
 
-    Returns:
-        The metadata, replaced by what is `given`, and as much of the network's configuration as computing takes.
-
-    Raises:
-        UserError: It is damaged or too large, has a layer that is not in LAYERS, refers to other files, or lacks
-            labels or scaling.
+    Returns its metadata, replaced by what is `given`, and so much of the network's configuration as computing takes.
     """
     path = Path(path)
     try:
@@ -156,8 +150,7 @@ def _sanitize_config(config):
 def _check_objects(file, file_bytes):
     """Raise UserError unless an open HDF5 file is what Keras writes: a tree of groups, plain arrays and texts.
 
-    Links and arrays can lead to other files of this computer or in circles; compressed or empty arrays can unpack to
-    far more than the file holds.
+    Links and arrays can lead to other files or in circles, and compressed or empty arrays can unpack to any size.
     """
     waiting, seen, array_bytes = [file["/"]], set(), 0
     while waiting:
@@ -223,8 +216,7 @@ def _check_finite(weights, votes):
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
     """Compile the network of a validated model file, made by `complete_network`, to a LiteRT file.
 
-    Raises:
-        UserError: Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
+    Raises UserError where Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
     """
     # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
     faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
@@ -285,23 +277,16 @@ def _check_memory(network):
 
 
 def complete_network(network: Any, votes: Sequence[np.ndarray] | None = None) -> Any:
-    """Make a Keras network give logits, and votes too.
+    """Make a Keras model that gives float32 (n, columns): the logits of the labels, then those of the votes.
 
-    Args:
-        network: A Keras model whose last layer gives a logit or a probability for each label.
-        votes: Kernel and bias of the layer that predicts votes, if any; see `model_file.write_votes_layer`.
-
-    Returns:
-        A Keras model that gives float32 (n, columns): the logits of the labels, then those of the votes.
-
-    Raises:
-        UserError: The layer for votes doesn't fit, or weights are NaN or infinite.
+    The last layer of `network`, a Keras model, gives logits or probabilities. `votes` are the kernel and the bias of
+    the layer that predicts votes. Raises UserError where that layer doesn't fit, or weights are NaN or infinite.
     """
     import keras
 
     _check_finite(network.get_weights(), votes)
     last, outputs = network.layers[-1], network.outputs[0]
-    # The new layers have names of their own: one that Keras gives, such as "add", may be in the network already.
+    # new layers are named here, since a name that Keras would give, such as "add", may be in the network already
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         # undoes the softmax, up to a number that cancels
         outputs = keras.layers.Lambda(lambda given: keras.ops.log(given + 1e-12), name="undo_softmax")(outputs)
