@@ -1,8 +1,8 @@
 """The classifier: faces -> probabilities of expressions, by a network that was compiled from a model file.
 
 Compiled networks are kept in a folder of the user's own; what lies beside a stranger's .h5 is as strange as the file. A
-name there is the digest of the .h5, so a changed model never meets an old network. Such a file holds the SHA-256 of the
-rest, the model's metadata as a line of JSON, and a LiteRT file.
+name there is the digest of the .h5. Such a file holds the SHA-256 of the rest, the metadata as a line of JSON, and a
+LiteRT file.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory
 
 
 class CompiledNetwork:
-    """The network in the content of a LiteRT file, with the part of Keras's interface that `Classifier` uses."""
+    """A network from the content of a LiteRT file, with the part of Keras's interface that `Classifier` uses."""
 
     def __init__(self, content: bytes, threads: int | None = None):
         try:
@@ -44,7 +44,7 @@ class CompiledNetwork:
         self.input_shape, self.output_shape = ((None, *part["shape"][1:].tolist()) for part in (taken, given))
 
     def predict_on_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """The logits, float32 (n, columns), of inputs, float32 (n, height, width, channels)."""
+        """The logits, float32 (n, columns), of float32 (n, height, width, channels)."""
         if len(inputs) != self.batch:
             self.interpreter.resize_tensor_input(self.input, inputs.shape)
             self.interpreter.allocate_tensors()
@@ -58,14 +58,13 @@ class Classifier:
     """Predicts the expression of faces.
 
     Attributes:
-        network: Gives logits; has `predict_on_batch`, `input_shape` and `output_shape` as Keras's models do. See
-            `model_compiler.complete_network`.
-        metadata: Of the model file: labels, scaling, perhaps temperature; see `model_file.write_metadata`.
+        network: A CompiledNetwork, or Keras's network that gives logits; see `model_compiler.complete_network`.
+        metadata: See `model_file.write_metadata`.
         labels: Class names in the order of the probabilities.
         has_votes: Whether the network also predicts how taggers vote.
     """
 
-    def __init__(self, network, metadata: dict):
+    def __init__(self, network: CompiledNetwork, metadata: dict):
         self.network, self.metadata = network, metadata
         self.labels = tuple(metadata["labels"])
         self.size, self.channels = network.input_shape[2:]
@@ -82,10 +81,8 @@ class Classifier:
     ) -> "Classifier":
         """Load a model file. The first time this takes seconds: another process validates and compiles it.
 
-        Args:
-            path: The .h5 file.
-            labels, scaling: Replace the file's own, which a file of another program doesn't have.
-            threads: How many the network uses; None for as many as pay.
+        `labels` and `scaling` replace the file's own; the file of another program has none. The network uses as many
+        `threads` as given, by default as many as pay.
 
         Raises:
             UserError: The file is missing, damaged or unsafe, or lacks metadata.
@@ -94,7 +91,7 @@ class Classifier:
         given = ({"labels": list(labels)} if labels else {}) | ({"scaling": scaling} if scaling else {})
         name = cache_name(path, given)
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, damaged, or of another LiteRT
-            metadata, content = read_cached(name)
+            metadata, content = _read_cached(name)
             return cls(CompiledNetwork(content, threads), metadata)
         print(f"Compiling {path}: this takes some seconds, once ...", flush=True)
         metadata, content = run_sandboxed("compile", path, **given)
@@ -106,9 +103,9 @@ class Classifier:
         """How likely each expression is, for each face.
 
         Args:
-            faces: n images as `images.preprocess_face` takes them: uint8, gray or BGR, of any size.
+            faces: n images as `images.preprocess_face` takes them, of any size.
             flip_tta: Average over each face and its mirror image; more accurate, for twice the time.
-            votes: Not how likely each label is, but which share of ten people would choose it, of those who choose any.
+            votes: Not how likely each label is, but the share of people who would choose it, of those who choose any.
                 Needs `has_votes`.
 
         Returns:
@@ -142,7 +139,8 @@ class Classifier:
         return SCALINGS[self.metadata["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
 
 
-def cache_name(model, given):
+def cache_name(model: str | os.PathLike, given: dict) -> str:
+    """The name of the cached network of a model file of which the `given` metadata is replaced."""
     with open(model, "rb") as file:
         name = hashlib.file_digest(file, "sha256").hexdigest()
     if given:
@@ -150,7 +148,7 @@ def cache_name(model, given):
     return f"{name}.tflite"
 
 
-def cache_folder():
+def _cache_folder():
     """The folder of compiled networks, made if need be; OSError, or RuntimeError where the user has no home."""
     variable, usual = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}.get(
         sys.platform, ("XDG_CACHE_HOME", ".cache")
@@ -164,8 +162,8 @@ def cache_folder():
     return folder
 
 
-def read_cached(name):
-    path = cache_folder() / name
+def _read_cached(name):
+    path = _cache_folder() / name
     content = path.read_bytes()
     if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:  # LiteRT may crash on a damaged one
         raise ValueError(path)
@@ -175,8 +173,9 @@ def read_cached(name):
     return json.loads(metadata), content
 
 
-def write_cached(name, metadata, content):
-    path, content = cache_folder() / name, json.dumps(metadata).encode() + b"\n" + content
+def write_cached(name: str, metadata: dict, content: bytes) -> None:
+    """Store the metadata and the content of a LiteRT file, and remove old ones; OSError or RuntimeError if it can't."""
+    path, content = _cache_folder() / name, json.dumps(metadata).encode() + b"\n" + content
     with atomic_write(path, path.with_suffix(f".{os.getpid()}")) as partial:
         partial.write_bytes(hashlib.sha256(content).digest() + content)
     for old in sorted(path.parent.iterdir(), key=os.path.getmtime, reverse=True)[MAX_CACHED:]:

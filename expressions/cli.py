@@ -24,14 +24,14 @@ def run(
     SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. Characters that the terminal can't show are escaped.
 
     Args:
-        program: Name of the script, the prefix of error messages.
-        work: The program. Returns its exit status, None for 0.
-        arguments: Command-line arguments; None for those of the process.
-        disk_full: Message to show instead of the system's when the disk is full.
+        program: The script, named before error messages.
+        work: Returns an exit status, None for 0; prints its own message about KeyboardInterrupt.
+        arguments: None for those of the process.
+        disk_full: Replaces the system's message when the disk is full.
 
     Returns:
-        The exit status: of `work`; 2 after UserError and OSError; 130 after KeyboardInterrupt, for which `work` prints
-        its own message; 141 when nobody reads the output any more (`| head`).
+        The exit status: of `work`; 2 after UserError and OSError; 130 after KeyboardInterrupt; 141 when nobody reads
+        the output any more (`| head`).
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent process
@@ -83,8 +83,5 @@ def print_error(program: str, error: Exception | str) -> None:
 
 
 def escape_unprintable(text: object) -> str:
-    """Return str(text) as one line that is safe to print.
-
-    File names may hold line ends and terminal commands; all unprintable characters are replaced by their escapes.
-    """
+    """Return str(text) as one line that is safe to print; file names may hold line ends and terminal commands."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))

@@ -18,14 +18,9 @@ except ImportError:  # Windows
 
 @contextlib.contextmanager
 def atomic_write(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path to write to; rename it to `path` at the end of the `with` block.
+    """Yield a temporary path; the file there replaces `path` at the end of the `with` block, unless the block raises.
 
-    If the block raises, the temporary file is removed, and what was at `path` stays.
-
-    Args:
-        path: The file to write or replace.
-        partial: The temporary path, in the same file system. Default: NAME.partial.SUFFIX; give a unique one where
-            several processes may write the same file at once.
+    `partial` is that path (default: NAME.partial.SUFFIX); give a unique one where processes may write at the same time.
     """
     partial = partial or path.with_suffix(f".partial{path.suffix}")
     try:
@@ -40,12 +35,8 @@ def lock_file(file: IO, name: object) -> None:
 
     The lock is on the file itself, so no lock file is left beside it. On a file system without locks this does nothing.
 
-    Args:
-        file: The file, opened to append to it. It is closed if another process holds the lock.
-        name: How to name the file in the error message.
-
     Raises:
-        UserError: Another process holds the lock.
+        UserError: Another process holds the lock; `file`, called `name` in the message, is then closed.
     """
     try:
         if fcntl:

@@ -10,24 +10,14 @@ from expressions.files import suppress_output
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray | None:
-    """Read an image file.
-
-    Returns:
-        As `decode_image`; also None for a file of more than MAX_IMAGE_BYTES.
-
-    Raises:
-        OSError: The file can't be read.
-    """
+    """Read an image file as `decode_image` does; also None for more than MAX_IMAGE_BYTES. Raises OSError."""
     with open(path, "rb") as file:
         data = file.read(MAX_IMAGE_BYTES + 1)
     return decode_image(np.frombuffer(data, np.uint8)) if len(data) <= MAX_IMAGE_BYTES else None
 
 
 def decode_image(data: np.ndarray) -> np.ndarray | None:
-    """Decode an image.
-
-    Args:
-        data: The content of an image file, uint8 (bytes,).
+    """Decode the content of an image file, uint8 (bytes,).
 
     Returns:
         BGR uint8 (height, width, 3); None if OpenCV can't decode it or it has more than MAX_IMAGE_PIXELS. The image is
@@ -53,7 +43,7 @@ def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
 
     Args:
         image: uint8, gray (height, width) or (height, width, 1), BGR (height, width, 3) or BGRA (height, width, 4).
-        size: Width and height of the result in pixels.
+        size: Of the result, in pixels.
 
     Returns:
         Gray uint8 (size, size). A gray image of that size comes back bit for bit.
@@ -71,18 +61,13 @@ def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
 
 
 def crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Cut a box out of an image.
+    """Cut a box (x, y, width, height in pixels) out of an image (height, width) or (height, width, channels).
 
-    Args:
-        image: (height, width) or (height, width, channels).
-        box: x, y, width and height in pixels. It may reach out of the image.
-
-    Returns:
-        The box's height and width, and the image's channels: a view, or a copy where the box reaches out of the image;
-        there the image's border is repeated, as augmentation does in training.
+    The result is a view. Where the box reaches out of the image it is a copy, in which the image's border is repeated,
+    as augmentation does in training.
     """
     x, y, width, height = box
-    rows, columns = np.arange(y, y + height), np.arange(x, x + width)
     if x >= 0 and y >= 0 and y + height <= image.shape[0] and x + width <= image.shape[1]:
         return image[y : y + height, x : x + width]
+    rows, columns = np.arange(y, y + height), np.arange(x, x + width)
     return image[rows.clip(0, image.shape[0] - 1)[:, None], columns.clip(0, image.shape[1] - 1)]

@@ -1,7 +1,6 @@
 """What runs in the limited process: validate a model file, read its weights, or compile its network to LiteRT.
 
-A LiteRT file needs no TensorFlow to run, and is faster than Keras. See `model_file.run_sandboxed` for the other side,
-which puts the name of the file before errors.
+A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.run_sandboxed` starts the process.
 """
 
 import contextlib
@@ -9,13 +8,15 @@ import io
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from expressions import IMAGE_SIZE, UserError
-from expressions.classifier import Classifier, CompiledNetwork
+from expressions.classifier import MAX_BATCH_PIXELS, Classifier, CompiledNetwork
 from expressions.files import suppress_output
 from expressions.model_file import MAX_FILE_BYTES, SCALINGS, digest, read_text_attribute
 
@@ -45,22 +46,21 @@ def check_main() -> None:
 
 def run(action: str, path: str, **given: object) -> bytes:
     """The metadata as a line of JSON and the content for `action`; or an error message as a JSON text."""
+    content = b""
     try:
-        limit_resources(CHECK_SECONDS)
+        _limit_resources(CHECK_SECONDS)
         metadata, config = validate_model_file(path, **given)
-        content = b""
         if action == "weights":
-            content = dump_weights(path)
+            content = _dump_weights(path)
         elif action == "compile":
-            limit_resources(COMPILE_SECONDS)
+            _limit_resources(COMPILE_SECONDS)
             content = compile_network(path, metadata, config)
     except UserError as error:
-        return json.dumps(str(error)).encode()
+        metadata = str(error)
     return json.dumps(metadata).encode() + b"\n" + content
 
 
-def limit_resources(seconds: int) -> None:
-    """Limit the processor time, the memory and the size of output files of this process."""
+def _limit_resources(seconds):
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 
@@ -71,21 +71,16 @@ def limit_resources(seconds: int) -> None:
 
 
 def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
-    """Check that a model file is safe to load and says what it needs.
+    """Raise UserError unless a model file is safe to load and says what it needs.
 
-    Returns:
-        The metadata, replaced by what is `given`, and the network's configuration after `sanitize_config`.
-
-    Raises:
-        UserError: It is missing, damaged or too large, has a layer that is not in LAYERS, refers to other files, or has
-            no labels or scaling.
+    Returns its metadata, replaced by what is `given`, and so much of the network's configuration as computing takes.
     """
     path = Path(path)
     try:
         with h5py.File(path) as file:
-            check_objects(file, path.stat().st_size)
-            texts = [read_text_attribute(file, name) for name in ("facts", "model_config")]
-            metadata, config = parse_metadata(*texts, given)
+            _check_objects(file, path.stat().st_size)
+            metadata, config = (read_text_attribute(file, name) for name in ("facts", "model_config"))
+            metadata, config = parse_metadata(metadata, config, given)
             # someone may have removed the metadata, to write other
             expected = read_text_attribute(file, "digest") if "facts" in file.attrs else None
             if expected and expected != digest(file):
@@ -108,7 +103,7 @@ def validate_model_file(path: str | Path, **given: object) -> tuple[dict, dict]:
 
 
 def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tuple[dict, dict]:
-    """Parse and check the JSON texts of a model file: its metadata, replaced by `given`, and its configuration."""
+    """Parse and check the JSON texts of a model file; `given` replaces metadata."""
     if config is None:
         raise UserError("holds weights but no network; save the whole model, as train.py does")
     try:
@@ -117,7 +112,7 @@ def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tup
         usable = labels is None or (isinstance(labels, list) and all(map(str.isprintable, labels)))
         usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= metadata.get("temperature", 1) <= 100
         usable = usable and isinstance(seed, int) and 0 <= seed < 2**32
-        config = sanitize_config(config)
+        config = _sanitize_config(config)
         usable = usable and isinstance(config["config"]["layers"], list) and isinstance(config["class_name"], str)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         usable = False
@@ -126,14 +121,10 @@ def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tup
     return metadata, config
 
 
-def sanitize_config(config: object) -> object:
-    """Reduce a network's configuration to what computing with it takes, in float32 and for images of a fixed size.
-
-    Raises:
-        UserError: It names a class that is not in LAYERS, and so could run code.
-    """
+def _sanitize_config(config):
+    """Reduce a network's configuration to what computing with it takes, in float32 and for images of a fixed size."""
     if isinstance(config, list):
-        return [sanitize_config(item) for item in config]
+        return [_sanitize_config(item) for item in config]
     if not isinstance(config, dict):
         return config
     name = config.get("class_name")
@@ -150,17 +141,16 @@ def sanitize_config(config: object) -> object:
         elif key in ("batch_shape", "batch_input_shape", "build_input_shape") and isinstance(value, list):
             value = [None, *(length or IMAGE_SIZE for length in value[1:])]
         if not key.endswith(TRAINED_WITH):
-            clean[key] = sanitize_config(value)
+            clean[key] = _sanitize_config(value)
     if name in ("DepthwiseConv2D", "SeparableConv2D"):
         clean["config"].pop("groups", None)  # Keras 2 wrote it though it meant nothing
     return clean
 
 
-def check_objects(file: h5py.File, file_bytes: int) -> None:
+def _check_objects(file, file_bytes):
     """Raise UserError unless an open HDF5 file is what Keras writes: a tree of groups, plain arrays and texts.
 
-    Links and arrays can lead to other files of this computer or in circles; compressed or empty arrays can unpack to
-    far more than the file holds.
+    Links and arrays can lead to other files or in circles, and compressed or empty arrays can unpack to any size.
     """
     waiting, seen, array_bytes = [file["/"]], set(), 0
     while waiting:
@@ -194,7 +184,7 @@ def check_objects(file: h5py.File, file_bytes: int) -> None:
         raise UserError("holds more text than this program takes; don't use it")
 
 
-def dump_weights(path: str | Path) -> bytes:
+def _dump_weights(path):
     """The weights of a model file as an .npz file; see `model_file.read_weights`."""
     content, votes = io.BytesIO(), read_votes_layer(path)
     try:
@@ -204,7 +194,7 @@ def dump_weights(path: str | Path) -> bytes:
             weights = [np.float32(layer[name]) for layer in layers for name in layer.attrs["weight_names"]]
     except (KeyError, TypeError, ValueError, MemoryError):
         raise UserError("its weights are damaged; copy or train it again") from None
-    check_finite([*weights, *(votes or ())])
+    _check_finite(weights, votes)
     np.savez(content, *weights, **dict(zip(("kernel", "bias"), votes or (), strict=False)))
     return content.getvalue()
 
@@ -218,28 +208,27 @@ def read_votes_layer(path: str | Path) -> list[np.ndarray] | None:
             raise UserError("its layer for votes is damaged; copy or train it again") from None
 
 
-def check_finite(arrays):
-    if not all(np.isfinite(each).all() for each in arrays):
+def _check_finite(weights, votes):
+    if not all(np.isfinite(each).all() for each in (*weights, *(votes or ()))):
         raise UserError("some of its weights are no numbers but NaN or infinity; train it again")
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
     """Compile the network of a validated model file, made by `complete_network`, to a LiteRT file.
 
-    Raises:
-        UserError: Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
+    Raises UserError where Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
     """
     # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
     faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
     try:
         import tensorflow  # its converter has no other home
 
-        network = complete_network(build_network(path, config, metadata["labels"]), read_votes_layer(path))
-        expected = predict_all(network, metadata, faces)  # may fail where the converter takes minutes to
+        network = complete_network(_build_network(path, config, metadata["labels"]), read_votes_layer(path))
+        expected = _predict_all(network, metadata, faces)  # may fail where the converter takes minutes to
         content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
         compiled = CompiledNetwork(content)
-        actual = predict_all(compiled, metadata, faces)
-        predict_all(compiled, metadata, faces[:1])
+        actual = _predict_all(compiled, metadata, faces)
+        _predict_all(compiled, metadata, faces[:1])
     except UserError:
         raise
     except ImportError:
@@ -252,49 +241,60 @@ def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
     return content
 
 
-def predict_all(network, metadata, faces):
+def _predict_all(network, metadata, faces):
     classifier = Classifier(network, metadata)
     return np.array([classifier.predict_proba(faces, votes=votes) for votes in {False, classifier.has_votes}])
 
 
-def build_network(path, config, labels):
+def _build_network(path, config, labels):
     import keras
 
     kind = keras.Sequential if config["class_name"] == "Sequential" else keras.Model
-    network = kind.from_config(config["config"])
-    takes, gives = tuple(network.input_shape), tuple(network.output_shape)
-    if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
-        raise UserError(f"takes input of the shape {takes}, not square pictures with 1 or 3 channels")
-    if gives != (None, len(labels)):
-        raise UserError(f"gives output of the shape {gives}, not one value for each of {labels}")
+    with keras.StatelessScope(initialize_variables=False):  # weights have shapes, but take no memory yet
+        network = kind.from_config(config["config"])
+        takes, gives = tuple(network.input_shape), tuple(network.output_shape)
+        if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
+            raise UserError(f"takes input of the shape {takes}, not square pictures with 1 or 3 channels")
+        if gives != (None, len(labels)):
+            raise UserError(f"gives output of the shape {gives}, not one value for each of {tuple(labels)}")
+        _check_memory(network)
+    with keras.StatelessScope():  # makes the weights when it ends
+        pass
     network.load_weights(path)
     return network
 
 
-def complete_network(network, votes=None):
-    """Make a Keras network give logits, and votes too.
+def _check_memory(network):
+    """Raise ValueError if weights and results of all layers take more than MAX_MEMORY_BYTES, before any is computed."""
+    import tensorflow
 
-    Args:
-        network: A Keras model whose last layer gives a logit or a probability for each label.
-        votes: Kernel and bias of the layer that predicts votes, if any; see `model_file.write_votes_layer`.
+    faces = max(1, MAX_BATCH_PIXELS // network.input_shape[1] ** 2)
+    inputs = tensorflow.TensorSpec((faces, *network.input_shape[1:]))
+    operations = tensorflow.function(network).get_concrete_function(inputs).graph.get_operations()
+    values = sum(output.shape.num_elements() or 0 for operation in operations for output in operation.outputs)
+    if 4 * values > MAX_MEMORY_BYTES:
+        raise ValueError(f"it takes {4 * values / 1e9:.0f} GB of memory")
 
-    Returns:
-        A Keras model that gives float32 (n, columns): the logits of the labels, then those of the votes.
 
-    Raises:
-        UserError: The layer for votes doesn't fit, or weights are NaN or infinite.
+def complete_network(network: Any, votes: Sequence[np.ndarray] | None = None) -> Any:
+    """Make a Keras model that gives float32 (n, columns): the logits of the labels, then those of the votes.
+
+    The last layer of `network`, a Keras model, gives logits or probabilities. `votes` are the kernel and the bias of
+    the layer that predicts votes. Raises UserError where that layer doesn't fit, or weights are NaN or infinite.
     """
     import keras
 
-    check_finite([*network.get_weights(), *(votes or ())])
+    _check_finite(network.get_weights(), votes)
     last, outputs = network.layers[-1], network.outputs[0]
+    # new layers are named here, since a name that Keras would give, such as "add", may be in the network already
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
+        # undoes the softmax, up to a number that cancels
+        outputs = keras.layers.Lambda(lambda given: keras.ops.log(given + 1e-12), name="undo_softmax")(outputs)
     if votes:
         features, answers = network.layers[-2].output, network.output_shape[-1] + 1
         if [part.shape for part in votes] != [(features.shape[-1], answers), (answers,)]:
             raise UserError("its layer for votes doesn't fit its network; train it again")
         layer = keras.layers.Dense(answers, name="votes")
-        outputs = keras.ops.concatenate([outputs, layer(features)], axis=1)
+        outputs = keras.layers.Concatenate(name="labels_and_votes")([outputs, layer(features)])
         layer.set_weights(votes)
     return keras.Model(network.inputs, outputs)

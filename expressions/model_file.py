@@ -52,10 +52,8 @@ def read_weights(path: str | os.PathLike) -> tuple[list[np.ndarray], tuple[np.nd
 def write_metadata(path: str | os.PathLike, metadata: dict) -> None:
     """Replace the metadata of a model file.
 
-    Args:
-        path: The model file.
-        metadata: JSON values: labels (in the order of the outputs), scaling (a name in SCALINGS), perhaps a
-            temperature, and whatever else should travel with the network, such as metrics, data and versions.
+    It has labels (in the order of the outputs), scaling (a name in SCALINGS), perhaps a temperature, and whatever else
+    should travel with the network, such as metrics, data and versions, all as JSON can hold it.
     """
     with h5py.File(path, "r+") as file:
         file.attrs["facts"] = json.dumps(metadata)
@@ -65,10 +63,7 @@ def write_metadata(path: str | os.PathLike, metadata: dict) -> None:
 def write_votes_layer(path: str | os.PathLike, kernel: np.ndarray, bias: np.ndarray) -> None:
     """Add the layer that predicts votes from the features before the last layer to a model file.
 
-    Args:
-        path: The model file.
-        kernel: float32 (features, classes + 1); the last column is for other answers.
-        bias: float32 (classes + 1).
+    The kernel is float32 (features, classes + 1), the bias (classes + 1); the last column is for other answers.
     """
     with h5py.File(path, "r+") as file:
         file["votes/kernel"], file["votes/bias"] = kernel, bias
@@ -76,10 +71,7 @@ def write_votes_layer(path: str | os.PathLike, kernel: np.ndarray, bias: np.ndar
 
 
 def convert_to_float16(path: str | os.PathLike) -> None:
-    """Make a model file half as large: store its float32 weights as float16.
-
-    Keras reads them into float32 again, and computes with those.
-    """
+    """Make a model file half as large by float16 weights; Keras reads them into float32 again."""
     with atomic_write(path) as partial, h5py.File(path) as file, h5py.File(partial, "w") as converted:
 
         def copy(name, item):
@@ -130,16 +122,9 @@ def check_path(path: str | os.PathLike) -> None:
 def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tuple[dict, bytes]:
     """Open a model file in another process with limited time, memory and output; see `model_compiler.check_main`.
 
-    Args:
-        action: "metadata", "weights" or "compile".
-        path: The model file.
-        given: Metadata that replaces the file's own: labels, scaling.
-
-    Returns:
-        The metadata, and content: for "weights" an .npz file, for "compile" a LiteRT file.
-
-    Raises:
-        UserError: The file is missing, damaged or unsafe, lacks metadata, or takes more than the limits.
+    Returns the metadata, replaced by what is `given`, and the content for the action: for "weights" an .npz file, for
+    "compile" a LiteRT file, for "metadata" nothing. Raises UserError where the file is missing, damaged or unsafe,
+    lacks metadata, or takes more than the limits.
     """
     check_path(path)
     code = "import sys; sys.path.insert(0, sys.argv[1]); from expressions import model_compiler as m; m.check_main()"

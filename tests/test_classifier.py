@@ -163,9 +163,10 @@ def test_a_model_that_keras_2_saved(tmp_path, layer):
 
 
 def test_a_functional_model_with_a_skip(tmp_path):
+    """Its layer has the name that Keras gives the first one of a process."""
     taken = keras.Input((48, 48, 1))
     once = keras.layers.Conv2D(4, 3, padding="same")(taken)
-    joined = keras.layers.Add()([once, keras.layers.Conv2D(4, 3, padding="same")(once)])
+    joined = keras.layers.Add(name="add")([once, keras.layers.Conv2D(4, 3, padding="same")(once)])
     given = keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(joined))
     built = keras.Model(taken, given)
     classifier = load(save(built, tmp_path / "skip.h5"))
