@@ -76,8 +76,8 @@ def run(script, *arguments, display=None, folder=None):
     )
 
 
-def write_film(path, images, rate=10, codec="MJPG"):
-    """Write a film of images, BGR uint8 (height, width, 3); returns its path."""
+def write_video(path, images, rate=10, codec="MJPG"):
+    """Write a video of images, BGR uint8 (height, width, 3); returns its path."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, images[0].shape[1::-1])
     for image in images:
         writer.write(image)
@@ -171,7 +171,7 @@ def frame():
 
 
 @pytest.fixture
-def picture(tmp_path, frame):
+def photo(tmp_path, frame):
     """The file of that frame."""
     cv2.imwrite(str(tmp_path / "me.png"), frame)
     return tmp_path / "me.png"

@@ -40,9 +40,9 @@ def run_limited(action, path, seconds=20, **given):
 
 
 def _run(seconds, action, path, given):
-    with mock.patch.multiple(model_compiler, COMPILE_SECONDS=seconds, CHECK_SECONDS=min(seconds, 10)):
-        with model_compiler.suppress_output():
-            return model_compiler.run(action, path, **given)
+    limits = mock.patch.multiple(model_compiler, COMPILE_SECONDS=seconds, CHECK_SECONDS=min(seconds, 10))
+    with limits, model_compiler.suppress_output():
+        return model_compiler.run(action, path, **given)
 
 
 def load(path, **given):

@@ -57,7 +57,7 @@ def test_one_label_order_everywhere(data_folder, trained):
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 48, 1), (48, 48, 3), (48, 48, 4), (7, 200), (300, 310, 3), (1, 1)])
-def test_preprocess_face_takes_any_picture(shape):
+def test_preprocess_face_takes_any_image(shape):
     pixels = preprocess_face(np.full(shape, 77, np.uint8))
     assert pixels.shape == (48, 48) and pixels.dtype == np.uint8
     assert (pixels == 77).all()

@@ -54,10 +54,10 @@ def large_png(width, height, depth=8):
 
 def pillow(path, mode, **options):
     colour = {"CMYK": (0, 255, 255, 0), "RGBA": (255, 0, 0, 255), "LA": (76, 255), "P": 1, "1": 1, "F": 76.0}[mode]
-    picture = Image.new(mode, (60, 60), colour)
+    image = Image.new(mode, (60, 60), colour)
     if mode == "P":
-        picture.putpalette([0, 0, 0, 255, 0, 0])
-    picture.save(path, **options)
+        image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(path, **options)
 
 
 def csv_file(path, *rows, header=HEADER, end="\n"):
@@ -208,7 +208,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_a_picture_that_can_t_be_read_is_skipped_and_named(tmp_path, capfd, case):
+def test_an_image_that_can_t_be_read_is_skipped_and_named(tmp_path, capfd, case):
     folder(tmp_path)
     (tmp_path / "train" / "sad" / "bad.png").write_bytes(UNREADABLE[case])
     data = dataset.load(tmp_path)
@@ -217,7 +217,7 @@ def test_a_picture_that_can_t_be_read_is_skipped_and_named(tmp_path, capfd, case
     assert capfd.readouterr() == ("", "")  # not a word of the libraries
 
 
-def test_a_file_larger_than_any_picture(tmp_path):
+def test_a_file_larger_than_any_image(tmp_path):
     folder(tmp_path)
     with open(tmp_path / "train" / "sad" / "bad.png", "wb") as file:
         file.write(face())
@@ -249,7 +249,7 @@ READABLE = {  # each of them gray 76, or what is red
 
 
 @pytest.mark.parametrize("name", READABLE, ids=lambda name: ascii(name)[1:20])
-def test_a_picture_of_any_kind_and_name_is_read(tmp_path, name):
+def test_an_image_of_any_kind_and_name_is_read(tmp_path, name):
     folder(tmp_path)
     READABLE[name](tmp_path / "validation" / "sad" / name)
     data = dataset.load(tmp_path)
@@ -258,7 +258,7 @@ def test_a_picture_of_any_kind_and_name_is_read(tmp_path, name):
     assert (abs(images.astype(int) - 76).max(axis=(1, 2)) <= 3).sum() == 1
 
 
-def test_a_picture_of_numbers_with_a_point_is_read_or_named(tmp_path):
+def test_an_image_of_numbers_with_a_point_is_read_or_named(tmp_path):
     folder(tmp_path)
     pillow(tmp_path / "train" / "sad" / "float.tiff", "F")
     data = dataset.load(tmp_path)
@@ -266,7 +266,7 @@ def test_a_picture_of_numbers_with_a_point_is_read_or_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "Thumbs.db", "desktop.ini", "b.heic", "nested/"])
-def test_what_is_no_picture_by_its_name_is_counted_and_named(tmp_path, name):
+def test_what_is_no_image_by_its_name_is_counted_and_named(tmp_path, name):
     path = folder(tmp_path) / "train" / "sad" / name
     path.mkdir() if name.endswith("/") else path.write_bytes(b"GIF89a")
     data = dataset.load(tmp_path)
@@ -274,7 +274,7 @@ def test_what_is_no_picture_by_its_name_is_counted_and_named(tmp_path, name):
     assert data.labels == ("happy", "sad")
 
 
-def test_a_picture_in_no_class_s_folder_is_counted_and_named(tmp_path):
+def test_an_image_in_no_class_s_folder_is_counted_and_named(tmp_path):
     shutil.copy(folder(tmp_path) / "train" / "sad" / "b.png", tmp_path / "train" / "loose.png")
     data = dataset.load(tmp_path)
     assert any("skipped 1 files that lie in no class" in note and "loose.png" in note for note in data.notes)
@@ -297,7 +297,7 @@ def test_a_name_that_a_terminal_would_obey_is_printed_as_its_code(tmp_path, capf
 
 @pytest.mark.parametrize("kind", ["a file", "a class", "a split"])
 def test_a_link_out_of_the_data_set_is_not_followed(tmp_path, kind):
-    """As in an archive from the web, that would have pictures of this machine drawn into a report."""
+    """As in an archive from the web, that would have images of this machine drawn into a report."""
     private = folder(tmp_path / "private", ["train/angry/mine.png"]) / "train"
     data = folder(tmp_path / "data")
     if kind == "a file":
@@ -360,7 +360,7 @@ def test_without_permission(tmp_path, what):
     assert ("skipped 1 files" if what.endswith("png") else "can't be read") in result.stdout, result.stdout
 
 
-def test_the_same_picture_under_two_labels_and_in_two_splits(tmp_path):
+def test_the_same_image_under_two_labels_and_in_two_splits(tmp_path):
     data = folder(tmp_path)
     for name in ("train/sad/b2.png", "train/happy/b3.png", "validation/sad/b4.png"):
         (data / name).write_bytes((data / "train" / "sad" / "b.png").read_bytes())
@@ -380,8 +380,8 @@ def test_a_class_of_any_name_gets_its_report(tmp_path, label):
         for name in (label, "happy"):
             (tmp_path / split / name).mkdir(parents=True)
             for index in range(3):
-                picture = random.integers(0, 256, (48, 48), dtype=np.uint8)
-                cv2.imencode(".png", picture)[1].tofile(tmp_path / split / name / f"{index}.png")
+                image = random.integers(0, 256, (48, 48), dtype=np.uint8)
+                cv2.imencode(".png", image)[1].tofile(tmp_path / split / name / f"{index}.png")
     data = dataset.load(tmp_path)
     shown = next(each for each in data.labels if each != "happy")
     assert shown.isprintable() and data.counts().iloc[-1].tolist() == [6, 6]
@@ -395,7 +395,7 @@ def test_a_class_of_any_name_gets_its_report(tmp_path, label):
 
 
 def test_ten_thousand_files(tmp_path):
-    """Hard links to two hundred pictures, each of which stands there 51 times."""
+    """Hard links to two hundred images, each of which stands there 51 times."""
     random = np.random.default_rng(0)
     for label in ("happy", "sad"):
         for number in range(100):

@@ -19,7 +19,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, read_rows, wait_for, write_film
+from conftest import ROOT, WITHOUT_PRIVILEGES, command, heed_ctrl_c, read_rows, wait_for, write_video
 from test_live_sources import Camera
 
 import realtime_detect
@@ -39,7 +39,7 @@ needs_root = pytest.mark.skipif(not WITHOUT_PRIVILEGES or os.geteuid() != 0, rea
 ENVIRONMENT = {
     key: value for key, value in os.environ.items() if not re.match("DISPLAY|WAYLAND_DISPLAY|OPENCV_|TF_", key)
 }
-FILM_ENDINGS = [".mp4", ".webm", ".avi"]
+VIDEO_SUFFIXES = [".mp4", ".webm", ".avi"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +71,8 @@ def detect(trained, monkeypatch, capfd):
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory, frame):
-    return write_film(tmp_path_factory.mktemp("film") / "film.avi", [frame] * 20)
+def video(tmp_path_factory, frame):
+    return write_video(tmp_path_factory.mktemp("video") / "video.avi", [frame] * 20)
 
 
 def one_line(result, *words):
@@ -97,7 +97,7 @@ def bomb(width, height):
 
 
 def gif(width, height):
-    """A film of one frame, in 30 bytes, whose header says that it is so large."""
+    """A video of one frame, in 30 bytes, whose header says that it is so large."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
     return head + b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00;"
 
@@ -130,25 +130,25 @@ def make(path, what):
     "name, what, words",
     [
         ("me.png", "a pipe", "no such video or image"),
-        ("film.mp4", "a pipe", "no such video or image"),
+        ("video.mp4", "a pipe", "no such video or image"),
         ("me.png", "a folder", "no image or video there"),
-        ("film.mp4", "a folder", "no image or video there"),
+        ("video.mp4", "a folder", "no image or video there"),
         ("me.jpg", "a link to nowhere", "no such video or image"),
         ("me.png", "an endless device", "no such video or image"),
-        ("film.avi", "an endless device", "no such video or image"),
+        ("video.avi", "an endless device", "no such video or image"),
         ("me.png", "more than 512 MB", "or too large a one"),
         ("me.png", bomb(16000, 16000), "or too large a one"),
         ("me.jpg", jpeg_of(65500, 65500), "or too large a one"),
-        ("film.gif", gif(16000, 16000), "or too large a one"),
-        ("film.gif", gif(65535, 65535), "or too large a one"),
-        ("film.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp41\0\0\xff\xffmdat" + bytes(9000), "not a video"),
-        ("film.avi", np.random.default_rng(0).bytes(10**6), "not a video"),
+        ("video.gif", gif(16000, 16000), "or too large a one"),
+        ("video.gif", gif(65535, 65535), "or too large a one"),
+        ("video.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp41\0\0\xff\xffmdat" + bytes(9000), "not a video"),
+        ("video.avi", np.random.default_rng(0).bytes(10**6), "not a video"),
         ("me.webp", np.random.default_rng(0).bytes(10**6), "not an image"),
     ],
     ids=[
-        "pipe as picture", "pipe as film", "folder as picture", "folder as film", "dangling link", "endless picture",
-        "endless film", "picture file too large", "zip bomb", "JPEG that claims 4 gigapixels", "film of huge frames",
-        "film that claims 4 gigapixels", "film without its index", "noise as film", "noise as picture",
+        "pipe as picture", "pipe as video", "folder as picture", "folder as video", "dangling link", "endless picture",
+        "endless video", "picture file too large", "zip bomb", "JPEG that claims 4 gigapixels", "video of huge frames",
+        "video that claims 4 gigapixels", "video without its index", "noise as video", "noise as picture",
     ],
 )  # fmt: skip
 def test_a_source_that_is_none(detect, tmp_path, name, what, words):
@@ -157,7 +157,7 @@ def test_a_source_that_is_none(detect, tmp_path, name, what, words):
     assert one_line(result, words, str(source)) and os.listdir(tmp_path) == [name]
 
 
-def test_a_picture_of_huge_size_is_not_unpacked_by_the_program_itself(tmp_path, trained):
+def test_an_image_of_huge_size_is_not_unpacked_by_the_program_itself(tmp_path, trained):
     """OpenCV hears of its bound when it is imported, so the program has to set it before."""
     make(tmp_path / "me.png", bomb(16000, 16000))
     words = command("realtime_detect.py", "--model", trained, "--source", "me.png", "--csv", "seen.csv")
@@ -165,24 +165,24 @@ def test_a_picture_of_huge_size_is_not_unpacked_by_the_program_itself(tmp_path, 
     assert result.returncode == 2 and "or too large a one" in result.stderr and os.listdir(tmp_path) == ["me.png"]
 
 
-def test_a_film_of_huge_frames_is_not_unpacked(tmp_path):
+def test_a_video_of_huge_frames_is_not_unpacked(tmp_path):
     """16,000 x 16,000 pixels, which took 2.5 GB."""
-    (tmp_path / "film.gif").write_bytes(gif(16000, 16000))
+    (tmp_path / "video.gif").write_bytes(gif(16000, 16000))
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom expressions.inference.sources import Source\n"
-        f"try: Source({str(tmp_path / 'film.gif')!r})\nfinally: print(open('/proc/self/status').read())"
+        f"try: Source({str(tmp_path / 'video.gif')!r})\nfinally: print(open('/proc/self/status').read())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "too large" in result.stderr and int(re.search(r"VmHWM:\s*(\d+) kB", result.stdout)[1]) < 300_000
 
 
 @needs_root
-def test_what_may_not_be_read_is_skipped_named_and_counted(tmp_path, trained, picture, film):
+def test_what_may_not_be_read_is_skipped_named_and_counted(tmp_path, trained, photo, video):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("1.png", "2.png"):
-        shutil.copy(picture, folder / name)
-    shutil.copy(film, folder / "3.avi")
+        shutil.copy(photo, folder / name)
+    shutil.copy(video, folder / "3.avi")
     for name in ("1.png", "3.avi"):
         (folder / name).chmod(0)
     words = command("realtime_detect.py", "--source", folder, "--model", trained, "--csv", tmp_path / "seen.csv")
@@ -208,25 +208,25 @@ KINDS = [kind for kind in FRAMES if kind != "8K"]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, pytest.param("8K", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("ending", [".png", ".avi"])
-def test_frames_without_a_face(detect, tmp_path, kind, ending):
+@pytest.mark.parametrize("suffix", [".png", ".avi"])
+def test_frames_without_a_face(detect, tmp_path, kind, suffix):
     """They come back as they are, and the table has no row; nothing is said."""
-    source, saved, image = tmp_path / f"source{ending}", tmp_path / f"saved{ending}", FRAMES[kind]
-    if ending == ".png":
+    source, saved, image = tmp_path / f"source{suffix}", tmp_path / f"saved{suffix}", FRAMES[kind]
+    if suffix == ".png":
         cv2.imwrite(str(source), image)
     else:
-        write_film(source, [image] * 2)
+        write_video(source, [image] * 2)
     status, _, error = detect("--source", source, "--save", saved, "--csv", tmp_path / "seen.csv", "--bars")
     assert status == 0 and error == "" and read_rows(tmp_path / "seen.csv") == []
     with Source(saved) as source:
-        assert [frame.image.shape for frame in source] == [image.shape] * (1 if ending == ".png" else 2)
+        assert [frame.image.shape for frame in source] == [image.shape] * (1 if suffix == ".png" else 2)
 
 
 @pytest.mark.parametrize(
-    "kind, ending", [("a pixel", ".mp4"), ("a row", ".webm"), pytest.param("8K", ".mp4", marks=pytest.mark.slow)]
+    "kind, suffix", [("a pixel", ".mp4"), ("a row", ".webm"), pytest.param("8K", ".mp4", marks=pytest.mark.slow)]
 )
-def test_a_film_of_a_size_that_a_codec_may_not_have(detect, tmp_path, kind, ending):
-    source, saved = write_film(tmp_path / "source.avi", [FRAMES[kind]] * 2), tmp_path / f"saved{ending}"
+def test_a_video_of_a_size_that_a_codec_may_not_have(detect, tmp_path, kind, suffix):
+    source, saved = write_video(tmp_path / "source.avi", [FRAMES[kind]] * 2), tmp_path / f"saved{suffix}"
     result = detect("--source", source, "--save", saved)
     if kind == "8K":
         assert result[0] == 0 and saved.exists()
@@ -252,20 +252,20 @@ def test_two_hundred_faces(detect, tmp_path):
 
 @pytest.mark.parametrize("left, top", [(-60, 120), (460, 120), (200, -50), (200, 300), (-60, -50)])
 def test_a_face_that_the_border_cuts(detect, tmp_path, frame, left, top):
-    """Whatever is found of it, its box and bars are drawn, in a picture and in a film."""
+    """Whatever is found of it, its box and bars are drawn, in an image and in a video."""
     face, image = frame[120:360, 200:440], np.full((480, 640, 3), 128, np.uint8)
     part = image[max(0, top) : top + 240, max(0, left) : left + 240]
     part[:] = face[max(0, -top) :, max(0, -left) :][: part.shape[0], : part.shape[1]]
     cv2.imwrite(str(tmp_path / "me.png"), image)
-    write_film(tmp_path / "me.avi", [image] * 12)
+    write_video(tmp_path / "me.avi", [image] * 12)
     status, _, error = detect("--source", tmp_path / "me.*", "--save", tmp_path / "out", "--bars")
     assert (status, error) == (0, "") and sorted(os.listdir(tmp_path / "out")) == ["me.avi", "me.png"]
 
 
 @pytest.mark.parametrize("numerator, denominator", [(0, 1), (0, 0), (90000, 1), (2**31 - 1, 1), (1, 10**6)])
-def test_a_film_that_says_an_absurd_rate(detect, tmp_path, frame, numerator, denominator):
+def test_a_video_that_says_an_absurd_rate(detect, tmp_path, frame, numerator, denominator):
     """0, no number, a clock's ticks, more, hardly any: each frame comes, at a usual rate."""
-    path, table = write_film(tmp_path / "film.avi", [frame] * 12), tmp_path / "seen.csv"
+    path, table = write_video(tmp_path / "video.avi", [frame] * 12), tmp_path / "seen.csv"
     data = bytearray(path.read_bytes())
     for start in (match.start() for match in re.finditer(b"strh", bytes(data))):
         data[start + 28 : start + 36] = struct.pack("<II", denominator, numerator)  # dwScale and dwRate
@@ -275,18 +275,18 @@ def test_a_film_that_says_an_absurd_rate(detect, tmp_path, frame, numerator, den
     assert [row["frame"] for row in read_rows(table)] == [str(number) for number in range(12)]
     seconds = [float(row["seconds"]) for row in read_rows(table)]
     assert seconds == sorted(seconds) and seconds[-1] < 2
-    with Source(tmp_path / "out.mp4") as film:
-        assert len(list(film)) == 12
+    with Source(tmp_path / "out.mp4") as video:
+        assert len(list(video)) == 12
 
 
-def test_a_film_that_tells_no_length(detect, tmp_path, frame):
-    """Pictures in a row, as a camera's raw MJPEG comes."""
-    (tmp_path / "film.avi").write_bytes(cv2.imencode(".jpg", frame)[1].tobytes() * 12)
-    status, said, _ = detect("--source", tmp_path / "film.avi", "--csv", tmp_path / "seen.csv")
+def test_a_video_that_tells_no_length(detect, tmp_path, frame):
+    """Images in a row, as a camera's raw MJPEG comes."""
+    (tmp_path / "video.avi").write_bytes(cv2.imencode(".jpg", frame)[1].tobytes() * 12)
+    status, said, _ = detect("--source", tmp_path / "video.avi", "--csv", tmp_path / "seen.csv")
     assert status == 0 and "12 frames" in said and "missing" not in said and len(read_rows(tmp_path / "seen.csv")) == 12
 
 
-def test_a_model_of_nan(detect, tmp_path, trained, picture):
+def test_a_model_of_nan(detect, tmp_path, trained, photo):
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     with h5py.File(broken, "r+") as file:
 
@@ -297,7 +297,7 @@ def test_a_model_of_nan(detect, tmp_path, trained, picture):
         file.visititems(spoil)
     old = tmp_path / "seen.csv"
     old.write_text("precious")
-    result = detect("--model", broken, "--source", picture, "--csv", old, "--save", tmp_path / "o.png", "--overwrite")
+    result = detect("--model", broken, "--source", photo, "--csv", old, "--save", tmp_path / "o.png", "--overwrite")
     assert result[0] == 2 and result[2].count("\n") == 1 and "Nan" in result[2].title(), result
     assert old.read_text() == "precious" and not (tmp_path / "o.png").exists()
 
@@ -309,14 +309,14 @@ ODD_NAMES = {
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory, trained, film, frame):
-    """A run over a film and a picture of each odd name, at a terminal; everything is written. Returns the folder, and
+def odd(tmp_path_factory, trained, video, frame):
+    """A run over a video and an image of each odd name, at a terminal; everything is written. Returns the folder, and
     what the terminal got."""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "in").mkdir()
     cv2.imwrite(str(folder / "me.png"), frame)
     for name in ODD_NAMES.values():
-        shutil.copy(film, os.fsencode(folder / "in") + b"/" + name + b".avi")
+        shutil.copy(video, os.fsencode(folder / "in") + b"/" + name + b".avi")
         shutil.copy(folder / "me.png", os.fsencode(folder / "in") + b"/" + name + b".png")
     terminal, end = pty.openpty()
     words = command(
@@ -337,8 +337,8 @@ def odd(tmp_path_factory, trained, film, frame):
 @pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
 def test_an_odd_name(odd, name):
     folder, said = odd
-    for ending in (b".avi", b".png"):
-        assert os.path.getsize(os.fsencode(folder / "out") + b"/" + name + ending) > 1000
+    for suffix in (b".avi", b".png"):
+        assert os.path.getsize(os.fsencode(folder / "out") + b"/" + name + suffix) > 1000
     written = f"in/{os.fsdecode(name).encode(errors='backslashreplace').decode()}"
     assert [row["source"] for row in read_rows(folder / "seen.csv")].count(f"{written}.avi") == 20
     lines = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
@@ -351,32 +351,32 @@ def test_the_title_of_a_window_is_printable():
     assert Window("a\nb\udce9\x1b").title == "a\\nb\\udce9\\x1b"
 
 
-def test_names_of_results_that_are_no_utf_8(detect, tmp_path, picture, film):
+def test_names_of_results_that_are_no_utf_8(detect, tmp_path, photo, video):
     save, table, timeline = (
         os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9" + end) for end in (b".mp4", b".csv", b".png")
     )
-    status, said, error = detect("--source", film, "--save", save, "--csv", table, "--summary", timeline)
+    status, said, error = detect("--source", video, "--save", save, "--csv", table, "--summary", timeline)
     assert (status, error) == (0, "") and "caf\\udce9.mp4" in said and len(read_rows(table)) == 20
     assert os.path.getsize(save) > 1000 < os.path.getsize(timeline)
 
 
-@pytest.mark.parametrize("case", ["camera", "film", "model", "folder of nothing", "screen"])
-@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
-def test_a_run_that_does_not_begin_leaves_old_results_and_no_new_ones(detect, tmp_path, film, case, ending):
-    old, timeline, new = tmp_path / f"old{ending}", tmp_path / "old.png", tmp_path / "new.csv"
-    (tmp_path / "text.mp4").write_text("no film")
+@pytest.mark.parametrize("case", ["camera", "video", "model", "folder of nothing", "screen"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_run_that_does_not_begin_leaves_old_results_and_no_new_ones(detect, tmp_path, video, case, suffix):
+    old, timeline, new = tmp_path / f"old{suffix}", tmp_path / "old.png", tmp_path / "new.csv"
+    (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "text.png").write_text("no picture")
     for path in (old, timeline):
         path.write_text("precious")
     arguments = {
         "camera": ["--source", 96],
-        "film": ["--source", tmp_path / "text.mp4"],
-        "model": ["--source", film, "--model", tmp_path / "none.h5"],
+        "video": ["--source", tmp_path / "text.mp4"],
+        "model": ["--source", video, "--model", tmp_path / "none.h5"],
         "folder of nothing": ["--source", tmp_path / "in"],
         "screen": ["--source", "rtsp://127.0.0.1:1/none"],
     }[case]
-    status, _, error = detect(*arguments, f"--{ending[1:]}", old, "--summary", timeline, "--overwrite")
+    status, _, error = detect(*arguments, f"--{suffix[1:]}", old, "--summary", timeline, "--overwrite")
     assert status == 2 and "Traceback" not in error
     assert old.read_text() == timeline.read_text() == "precious"
     status, _, error = detect(*arguments, "--csv", new)
@@ -397,8 +397,8 @@ def test_what_was_seen_before_a_stream_was_lost_is_kept(detect, tmp_path, camera
     result = detect("--source", camera.address("stops"), "--save", save, "--csv", table, "--summary", timeline)
     assert one_line(result, "lost, and not back in 0.7 seconds") and "secret" not in "".join(result[1:])
     assert re.search(r"/stops: \d+ frames, 0 faces, .*saved to .*out.mp4", result[1])
-    with Source(save) as film:
-        assert len(list(film)) > 5
+    with Source(save) as video:
+        assert len(list(video)) > 5
     assert sorted(os.listdir(tmp_path)) == sorted(names) and cv2.imread(str(timeline)) is not None
 
 
@@ -410,49 +410,49 @@ def fill(folder, leave=0):
             file.write(bytes(4096))
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
-def test_the_disk_is_full_for_a_table(detect, tmp_path, frame, small_disk, ending):
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_the_disk_is_full_for_a_table(detect, tmp_path, frame, small_disk, suffix):
     """It ends with whole rows, as many as there was room for."""
     fill(small_disk, 8192)
-    source, table = write_film(tmp_path / "long.avi", [frame] * 120), small_disk / f"seen{ending}"
-    result = detect("--source", source, f"--{ending[1:]}", table, "--summary", tmp_path / "timeline.png")
+    source, table = write_video(tmp_path / "long.avi", [frame] * 120), small_disk / f"seen{suffix}"
+    result = detect("--source", source, f"--{suffix[1:]}", table, "--summary", tmp_path / "timeline.png")
     assert one_line(result, str(table), "No space left on device; rows are missing".replace(" device;", " device);"))
     text = table.read_text()
     assert text.endswith("\n") and 6000 < len(text) <= 8192
-    kept = read_rows(table) if ending == ".csv" else [json.loads(line) for line in text.splitlines()]
+    kept = read_rows(table) if suffix == ".csv" else [json.loads(line) for line in text.splitlines()]
     assert [int(row["frame"]) for row in kept] == list(range(len(kept))) and len(kept[-1]) == 17
     assert cv2.imread(str(tmp_path / "timeline.png")) is not None  # what was seen until then
 
 
-@pytest.mark.parametrize("ending", FILM_ENDINGS)
-def test_the_disk_is_full_for_a_film(detect, tmp_path, small_disk, ending):
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_the_disk_is_full_for_a_video(detect, tmp_path, small_disk, suffix):
     """It ends in time to be playable; the old one is as it was."""
     random = np.random.default_rng(0)
     fill(small_disk, 3 * 2**19)
-    source = write_film(tmp_path / "long.avi", [random.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(120)])
-    save = small_disk / f"film{ending}"
+    source = write_video(tmp_path / "long.avi", [random.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(120)])
+    save = small_disk / f"video{suffix}"
     save.write_text("precious")
     result = detect("--source", source, "--save", save, "--overwrite")
-    partial = small_disk / f"film.partial{ending}"
+    partial = small_disk / f"video.partial{suffix}"
     assert one_line(result, f"--save {save}", "the disk is full", str(partial)) and save.read_text() == "precious"
-    with Source(partial) as film:
-        assert len(list(film)) > 5 and film.missing_seconds == 0
+    with Source(partial) as video:
+        assert len(list(video)) > 5 and video.missing_seconds == 0
 
 
-def test_the_disk_is_full_for_a_picture(detect, tmp_path, picture, small_disk):
+def test_the_disk_is_full_for_an_image(detect, tmp_path, photo, small_disk):
     fill(small_disk, 4096)
     (small_disk / "out.png").write_text("precious")
-    result = detect("--source", picture, "--save", small_disk / "out.png", "--overwrite")
+    result = detect("--source", photo, "--save", small_disk / "out.png", "--overwrite")
     assert one_line(result, "out.png", "No space left")
     assert (small_disk / "out.png").read_text() == "precious" and len(os.listdir(small_disk)) == 2
 
 
-@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])
-def test_the_disk_is_full_for_a_summary(detect, film, small_disk, ending):
-    timeline = small_disk / f"timeline{ending}"
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_the_disk_is_full_for_a_summary(detect, video, small_disk, suffix):
+    timeline = small_disk / f"timeline{suffix}"
     timeline.write_text("precious")
     fill(small_disk, 0)
-    status, said, error = detect("--source", film, "--summary", timeline, "--overwrite")
+    status, said, error = detect("--source", video, "--summary", timeline, "--overwrite")
     assert one_line((status, said, error), f"--summary {timeline}", "No space left") and "person 1" in said
     assert timeline.read_text() == "precious" and len(os.listdir(small_disk)) == 2
 
@@ -469,14 +469,14 @@ def test_the_disk_is_full_for_the_key_s(small_disk, frame, monkeypatch, capfd):
     assert "can't be written (No space left on device)" in capfd.readouterr().out and os.listdir(".") == ["filler"]
 
 
-def test_the_key_s_twice_in_a_second_makes_two_pictures(tmp_path, frame, monkeypatch):
+def test_the_key_s_twice_in_a_second_makes_two_images(tmp_path, frame, monkeypatch):
     monkeypatch.chdir(tmp_path)
     while time.time() % 1 > 0.5:
         time.sleep(0.01)
     for value in range(3):
         viewer().save(frame + np.uint8(value))
-    pictures = [cv2.imread(str(path)) for path in sorted(tmp_path.glob("expressions-*.png"))]
-    assert sorted(int(picture[0, 0, 0]) for picture in pictures) == [128, 129, 130]
+    images = [cv2.imread(str(path)) for path in sorted(tmp_path.glob("expressions-*.png"))]
+    assert sorted(int(photo[0, 0, 0]) for photo in images) == [128, 129, 130]
 
 
 def test_the_key_s_where_the_folder_is_gone(tmp_path, frame, monkeypatch, capfd):
@@ -487,22 +487,22 @@ def test_the_key_s_where_the_folder_is_gone(tmp_path, frame, monkeypatch, capfd)
     assert "can't be written (No such file" in capfd.readouterr().out
 
 
-def test_a_table_on_dev_full(detect, tmp_path, film):
+def test_a_table_on_dev_full(detect, tmp_path, video):
     table = tmp_path / "seen.csv"
     table.symlink_to("/dev/full")
-    assert one_line(detect("--source", film, "--csv", table, "--overwrite"), str(table), "No space left on device")
+    assert one_line(detect("--source", video, "--csv", table, "--overwrite"), str(table), "No space left on device")
 
 
 @pytest.mark.parametrize(
     "option, name", [("csv", "a.csv"), ("jsonl", "a.jsonl"), ("save", "a.avi"), ("summary", "a.png")]
 )
 @needs_root
-def test_no_leave_to_write(tmp_path, trained, film, option, name):
+def test_no_leave_to_write(tmp_path, trained, video, option, name):
     """Told before any work is done."""
     folder = tmp_path / "closed"
     folder.mkdir()
     folder.chmod(0o555)
-    words = command("realtime_detect.py", "--source", film, "--model", trained, f"--{option}", folder / name)
+    words = command("realtime_detect.py", "--source", video, "--model", trained, f"--{option}", folder / name)
     result = subprocess.run([*WITHOUT_PRIVILEGES, *words], capture_output=True, text=True, env=ENVIRONMENT)
     assert one_line((result.returncode, result.stdout, result.stderr), f"--{option} {folder / name}", "be written")
     assert result.stdout == "" and os.listdir(folder) == []
@@ -510,21 +510,21 @@ def test_no_leave_to_write(tmp_path, trained, film, option, name):
 
 @needs_root
 @pytest.mark.parametrize("name", ["seen.csv", "out.avi"])
-def test_no_leave_to_write_over_a_file(tmp_path, trained, film, name):
+def test_no_leave_to_write_over_a_file(tmp_path, trained, video, name):
     path = tmp_path / name
     path.write_text("precious")
     path.chmod(0o444)
     (tmp_path / "out.partial.avi").touch(mode=0o444)
     option = "--csv" if name.endswith("csv") else "--save"
-    words = command("realtime_detect.py", "--source", film, "--model", trained, option, path, "--overwrite")
+    words = command("realtime_detect.py", "--source", video, "--model", trained, option, path, "--overwrite")
     result = subprocess.run([*WITHOUT_PRIVILEGES, *words], capture_output=True, text=True, env=ENVIRONMENT)
     assert one_line((result.returncode, "", result.stderr), str(path), "can't be written (Permission denied)")
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
-def test_two_programs_write_the_same_table(tmp_path, ending):
-    path = tmp_path / f"seen{ending}"
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_two_programs_write_the_same_table(tmp_path, suffix):
+    path = tmp_path / f"seen{suffix}"
     with Table(path, EMOTIONS, overwrite=True) as table:
         table.write("first", SimpleNamespace(number=0, seconds=0.0), [])
         before = path.read_bytes()
@@ -533,55 +533,55 @@ def test_two_programs_write_the_same_table(tmp_path, ending):
         assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("ending", [".csv", *FILM_ENDINGS, ".png"])
-def test_a_file_system_without_locks(tmp_path, frame, monkeypatch, ending):
+@pytest.mark.parametrize("suffix", [".csv", *VIDEO_SUFFIXES, ".png"])
+def test_a_file_system_without_locks(tmp_path, frame, monkeypatch, suffix):
     fcntl = pytest.importorskip("fcntl")  # not on Windows
 
     def flock(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    path = tmp_path / f"out{ending}"
-    if ending == ".csv":
+    path = tmp_path / f"out{suffix}"
+    if suffix == ".csv":
         with Table(path, EMOTIONS) as table:
-            table.write("film", SimpleNamespace(number=0, seconds=0.0), [])
+            table.write("video", SimpleNamespace(number=0, seconds=0.0), [])
     else:
-        with Recorder(path, SimpleNamespace(is_image=ending == ".png", live=False, fps=10, address="")) as recorder:
+        with Recorder(path, SimpleNamespace(is_image=suffix == ".png", live=False, fps=10, address="")) as recorder:
             recorder.write(frame, 0.0)
     assert path.stat().st_size
 
 
-@pytest.mark.parametrize("ending", [*FILM_ENDINGS, ".png"])
-def test_two_programs_write_the_same_film_or_picture(tmp_path, frame, ending):
-    source = SimpleNamespace(is_image=ending == ".png", live=False, fps=10, address="")
-    with Recorder(tmp_path / f"out{ending}", source) as recorder:
+@pytest.mark.parametrize("suffix", [*VIDEO_SUFFIXES, ".png"])
+def test_two_programs_write_the_same_video_or_image(tmp_path, frame, suffix):
+    source = SimpleNamespace(is_image=suffix == ".png", live=False, fps=10, address="")
+    with Recorder(tmp_path / f"out{suffix}", source) as recorder:
         recorder.write(frame, 0.0)
         with pytest.raises(UserError, match="another program is writing it"):
-            Recorder(tmp_path / f"out{ending}", source)
-    with Source(tmp_path / f"out{ending}") as saved:
+            Recorder(tmp_path / f"out{suffix}", source)
+    with Source(tmp_path / f"out{suffix}") as saved:
         assert len(list(saved)) == 1
-    assert os.listdir(tmp_path) == [f"out{ending}"]
+    assert os.listdir(tmp_path) == [f"out{suffix}"]
 
 
-@pytest.mark.parametrize("ending", [*FILM_ENDINGS, ".png"])
-def test_a_folder_that_goes_while_a_film_is_written(tmp_path, frame, ending):
-    path = tmp_path / "here" / f"out{ending}"
+@pytest.mark.parametrize("suffix", [*VIDEO_SUFFIXES, ".png"])
+def test_a_folder_that_goes_while_a_video_is_written(tmp_path, frame, suffix):
+    path = tmp_path / "here" / f"out{suffix}"
     path.parent.mkdir()
-    source = SimpleNamespace(is_image=ending == ".png", live=False, fps=10, address="")
-    with pytest.raises(UserError, match="its folder can't be|can't be written|was removed") as error:
-        with Recorder(path, source) as recorder:
-            recorder.write(frame, 0.0)
-            shutil.rmtree(path.parent)
-            recorder.write(frame, 0.1)
+    source = SimpleNamespace(is_image=suffix == ".png", live=False, fps=10, address="")
+    refused = pytest.raises(UserError, match="its folder can't be|can't be written|was removed")
+    with refused as error, Recorder(path, source) as recorder:
+        recorder.write(frame, 0.0)
+        shutil.rmtree(path.parent)
+        recorder.write(frame, 0.1)
     assert "disk" not in str(error.value)
 
 
-def test_a_film_that_is_removed_while_it_is_written(tmp_path, frame):
+def test_a_video_that_is_removed_while_it_is_written(tmp_path, frame):
     source = SimpleNamespace(is_image=False, live=False, fps=10, address="")
-    with pytest.raises(UserError, match="was removed while it was written"):
-        with Recorder(tmp_path / "out.mp4", source) as recorder:
-            recorder.write(frame, 0.0)
-            os.remove(recorder.partial)
+    refused = pytest.raises(UserError, match="was removed while it was written")
+    with refused, Recorder(tmp_path / "out.mp4", source) as recorder:
+        recorder.write(frame, 0.0)
+        os.remove(recorder.partial)
 
 
 @pytest.mark.parametrize(
@@ -589,8 +589,8 @@ def test_a_film_that_is_removed_while_it_is_written(tmp_path, frame):
                 ["--summary", "link.png"], ["--csv", "a.csv", "--jsonl", "same.jsonl"]],
     ids=["save the source", "summary the source", "save and summary", "link to the source", "csv and jsonl"],
 )  # fmt: skip
-def test_a_result_that_is_the_source_or_another_result(detect, picture, frame, monkeypatch, options):
-    monkeypatch.chdir(picture.parent)
+def test_a_result_that_is_the_source_or_another_result(detect, photo, frame, monkeypatch, options):
+    monkeypatch.chdir(photo.parent)
     os.symlink("me.png", "link.png")
     os.symlink("a.csv", "same.jsonl")
     assert one_line(detect("--source", "me.png", *options, "--overwrite", "--no-window"), "choose another name")
@@ -598,16 +598,16 @@ def test_a_result_that_is_the_source_or_another_result(detect, picture, frame, m
     assert sorted(os.listdir()) == ["link.png", "me.png", "same.jsonl"]
 
 
-def test_a_saved_film_never_takes_the_place_of_another_source(detect, tmp_path, film):
+def test_a_saved_video_never_takes_the_place_of_another_source(detect, tmp_path, video):
     """In the folder of the sources, a.mkv would be saved as a.mkv.mp4, which is a source as well."""
     for name in ("a.mkv", "a.mkv.mp4"):
-        shutil.copy(film, tmp_path / name)
+        shutil.copy(video, tmp_path / name)
     status, _, error = detect("--source", tmp_path, "--save", tmp_path, "--overwrite")
     assert status == 2 and error.count("one of the sources") == 2 and "2 of 2" in error
-    assert (tmp_path / "a.mkv.mp4").read_bytes() == film.read_bytes()
+    assert (tmp_path / "a.mkv.mp4").read_bytes() == video.read_bytes()
 
 
-def test_a_file_in_the_place_of_the_folder_for_results(detect, tmp_path, picture):
+def test_a_file_in_the_place_of_the_folder_for_results(detect, tmp_path, photo):
     (tmp_path / "out").write_text("precious")
     result = detect("--source", tmp_path / "*.png", "--save", tmp_path / "out")
     assert result[0] == 2 and f"--save {tmp_path / 'out'}: can't be made a folder" in result[2]
@@ -638,8 +638,8 @@ def shell(line, folder, **environment):
     ],
     ids=["pipe closed", "both pipes closed", "pipe of errors closed", "standard output closed", "both closed"],
 )
-def test_nobody_listens(tmp_path, trained, film, line, said):
-    arguments = f"--source {film} --model {trained} --csv seen.csv --save out.avi"
+def test_nobody_listens(tmp_path, trained, video, line, said):
+    arguments = f"--source {video} --model {trained} --csv seen.csv --save out.avi"
     assert shell(line, tmp_path, ARGUMENTS=arguments) == said
     if "none" not in line:
         assert len(read_rows(tmp_path / "seen.csv")) == 20
@@ -647,33 +647,33 @@ def test_nobody_listens(tmp_path, trained, film, line, said):
             assert len(list(saved)) == 20
 
 
-def test_head_gets_its_line(tmp_path, trained, film):
+def test_head_gets_its_line(tmp_path, trained, video):
     for name in ("a", "b", "c"):
-        shutil.copy(film, tmp_path / f"{name}.avi")
+        shutil.copy(video, tmp_path / f"{name}.avi")
     line = f"PYTHONUNBUFFERED=1 $DETECT --source '*.avi' --model {trained} --csv seen.csv | head -1"
     status, said, error = shell(line, tmp_path)
     assert said.startswith("a.avi: 20 frames") and said.count("\n") == 1 and error == ""
 
 
-def test_standard_output_on_a_full_disk(tmp_path, trained, film):
-    result = shell(f"$DETECT --source {film} --model {trained} --csv seen.csv > /dev/full", tmp_path)
+def test_standard_output_on_a_full_disk(tmp_path, trained, video):
+    result = shell(f"$DETECT --source {video} --model {trained} --csv seen.csv > /dev/full", tmp_path)
     assert one_line(result, "No space left on device") and len(read_rows(tmp_path / "seen.csv")) == 20
 
 
-def test_a_terminal_without_the_letters_of_a_name(tmp_path, trained, film):
-    shutil.copy(film, tmp_path / "Käthe 图.avi")
+def test_a_terminal_without_the_letters_of_a_name(tmp_path, trained, video):
+    shutil.copy(video, tmp_path / "Käthe 图.avi")
     line = f"$DETECT --source 'Käthe 图.avi' --model {trained} --csv seen.csv"
     status, said, error = shell(line, tmp_path, PYTHONIOENCODING="ascii")
     assert (status, error) == (0, "") and said.startswith(r"K\xe4the \u56fe.avi: 20 frames")
 
 
 @pytest.fixture(scope="module")
-def long_film(tmp_path_factory, frame):
-    return write_film(tmp_path_factory.mktemp("long") / "long.avi", [frame] * 2000)
+def long_video(tmp_path_factory, frame):
+    return write_video(tmp_path_factory.mktemp("long") / "long.avi", [frame] * 2000)
 
 
-def start(folder, film, trained, *options, **environment):
-    words = command("realtime_detect.py", "--source", film, "--model", trained, "--csv", "seen.csv", *options)
+def start(folder, video, trained, *options, **environment):
+    words = command("realtime_detect.py", "--source", video, "--model", trained, "--csv", "seen.csv", *options)
     process = subprocess.Popen(
         words, cwd=folder, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=heed_ctrl_c,
@@ -684,7 +684,7 @@ def start(folder, film, trained, *options, **environment):
 
 
 @pytest.mark.parametrize(
-    "end, ending",
+    "end, suffix",
     [
         pytest.param(signal.SIGTERM, ".mp4", marks=pytest.mark.slow),
         (signal.SIGTERM, ".webm"),
@@ -692,28 +692,28 @@ def start(folder, film, trained, *options, **environment):
         (signal.SIGHUP, ".mp4"),
     ],
 )
-def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_film, end, ending):
-    process = start(tmp_path, long_film, trained, "--save", f"out{ending}", "--summary", "timeline.png")
+def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_video, end, suffix):
+    process = start(tmp_path, long_video, trained, "--save", f"out{suffix}", "--summary", "timeline.png")
     process.send_signal(end)
     said, error = process.communicate(timeout=100)
     seen = read_rows(tmp_path / "seen.csv")
     assert [int(row["frame"]) for row in seen] == list(range(len(seen))) and all(row["surprise"] for row in seen)
     assert (process.returncode, error) == (0, "") and "Stopped." in said and "person 1" in said
-    with Source(tmp_path / f"out{ending}") as saved:
+    with Source(tmp_path / f"out{suffix}") as saved:
         assert len(seen) - len(list(saved)) in (0, 1)  # a row comes before its frame is saved
     assert saved.missing_seconds == 0
     assert cv2.imread(str(tmp_path / "timeline.png")) is not None
 
 
 @pytest.mark.skipif(not shutil.which("Xvfb"), reason="needs Debian's package xvfb")
-def test_the_screen_goes_while_a_film_is_written(tmp_path, trained, long_film):
+def test_the_screen_goes_while_a_video_is_written(tmp_path, trained, long_video):
     """The X server is killed: Qt prints a line and ends the program at once. Tables are whole; what was saved of the
     video is in the partial file, which plays unless it is .mp4."""
     reader, writer = os.pipe()
     server = subprocess.Popen(["Xvfb", "-displayfd", str(writer)], pass_fds=[writer], stderr=subprocess.DEVNULL)
     os.close(writer)
     display = f":{os.read(reader, 10).decode().strip()}"
-    process = start(tmp_path, long_film, trained, "--save", "out.avi", "--jsonl", "seen.jsonl", DISPLAY=display)
+    process = start(tmp_path, long_video, trained, "--save", "out.avi", "--jsonl", "seen.jsonl", DISPLAY=display)
     server.kill()
     server.wait()
     said, error = process.communicate(timeout=30)
@@ -726,12 +726,12 @@ def test_the_screen_goes_while_a_film_is_written(tmp_path, trained, long_film):
         assert len(list(saved)) >= 5  # the last ones may not have reached the disk
 
 
-def test_the_table_of_all_sources_is_gone(detect, tmp_path, film):
+def test_the_table_of_all_sources_is_gone(detect, tmp_path, video):
     """Then the other sources are left alone, and what was made of them before."""
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
         for name in "ab":
-            shutil.copy(film, tmp_path / folder / f"{name}.avi")
+            shutil.copy(video, tmp_path / folder / f"{name}.avi")
     os.symlink("/dev/full", tmp_path / "link.csv")
     status, _, error = detect(
         "--source", tmp_path / "in", "--save", tmp_path / "out", "--csv", tmp_path / "link.csv", "--overwrite"

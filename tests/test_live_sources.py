@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, heed_ctrl_c, write_film
+from conftest import ROOT, heed_ctrl_c, write_video
 
 from expressions import UserError
 from expressions.inference import sources
@@ -27,7 +27,7 @@ VIDEO_CAPTURE = cv2.VideoCapture
 RATE = 30  # frames per second of the server
 
 
-def picture(count):
+def numbered_image(count):
     """A frame that carries a number of 16 bits, each a block, black or white, which JPEG keeps."""
     image = np.full((96, 256, 3), 128, np.uint8)
     for bit in range(16):
@@ -92,7 +92,7 @@ class Answer(BaseHTTPRequestHandler):
                 if noisy.get(way, way.startswith("garbage")):
                     self.wfile.write(camera.noise)
                     continue
-                image = picture(len(camera.sent))
+                image = numbered_image(len(camera.sent))
                 if (way == "grows" and index >= 15) or (way == "returns larger" and later):
                     image = cv2.resize(image, (512, 384), interpolation=cv2.INTER_NEAREST)
                 data = cv2.imencode(".jpg", image)[1].tobytes()
@@ -185,8 +185,8 @@ def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes)
     numbers = [number(cv2.resize(frame.image, (256, 96), interpolation=cv2.INTER_NEAREST)) for frame in frames]
     assert numbers == sorted(set(numbers)) and numbers[-1] > 15
     assert {frame.image.shape[:2] for frame in frames} == sizes
-    with Source(tmp_path / "out.avi") as film:
-        assert {frame.image.shape for frame in film} == {(96, 256, 3)}
+    with Source(tmp_path / "out.avi") as video:
+        assert {frame.image.shape for frame in video} == {(96, 256, 3)}
 
 
 @pytest.mark.parametrize("way", ["stops", "stalls", "spoils"])
@@ -247,13 +247,14 @@ with sources.Source({camera.address(way)!r}) as source:
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in error, (process.returncode, error)
 
 
-def test_a_film_and_a_picture_at_an_address_are_files(tmp_path):
-    write_film(tmp_path / "film.avi", [picture(count) for count in range(30)], 25)
+def test_a_video_and_an_image_at_an_address_are_files(tmp_path):
+    write_video(tmp_path / "video.avi", [numbered_image(count) for count in range(30)], 25)
     cv2.imwrite(
-        str(tmp_path / "me.png"), np.dstack([picture(77), np.repeat(np.uint8([[255], [0]]), 48, 0)[:, [0] * 256]])
+        str(tmp_path / "me.png"),
+        np.dstack([numbered_image(77), np.repeat(np.uint8([[255], [0]]), 48, 0)[:, [0] * 256]]),
     )
     with Camera(files=tmp_path) as server:
-        with Source(server.address("film.avi")) as source:
+        with Source(server.address("video.avi")) as source:
             assert not source.live and source.fps == 25
             assert [number(frame.image) for frame in source] == list(range(30))
         with Source(server.address("me.png?size=large")) as source:
@@ -377,11 +378,11 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
 def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "LOST_TIMEOUT", 1)
     plugged.plugged = [5, 0, 0, 5]
-    with pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds"), Source("0") as source:
-        with Recorder(tmp_path / "out.avi", source) as recorder:
-            for frame in source:
-                recorder.write(frame.image, frame.seconds)
+    lost = pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds")
+    with lost, Source("0") as source, Recorder(tmp_path / "out.avi", source) as recorder:
+        for frame in source:
+            recorder.write(frame.image, frame.seconds)
     assert frame.number == 9 and source.skipped == 0
-    with Source(tmp_path / "out.avi") as film:
-        assert len(list(film)) / film.fps == pytest.approx(frame.seconds, abs=0.1)
+    with Source(tmp_path / "out.avi") as video:
+        assert len(list(video)) / video.fps == pytest.approx(frame.seconds, abs=0.1)
     assert frame.seconds > 1.1

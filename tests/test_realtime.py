@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, heed_ctrl_c, needs_xvfb, read_rows, run, wait_for, write_film, x_server
+from conftest import ROOT, command, heed_ctrl_c, needs_xvfb, read_rows, run, wait_for, write_video, x_server
 
 import realtime_detect
 from expressions import EMOTIONS
@@ -26,15 +26,15 @@ from expressions.model_file import write_metadata
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory, frame):
+def video(tmp_path_factory, frame):
     """Twenty frames in which the face moves to the right."""
-    return write_film(
-        tmp_path_factory.mktemp("film") / "film.avi", [np.roll(frame, index * 3, axis=1) for index in range(20)]
+    return write_video(
+        tmp_path_factory.mktemp("video") / "video.avi", [np.roll(frame, index * 3, axis=1) for index in range(20)]
     )
 
 
-def test_an_image_comes_back_with_box_and_label(tmp_path, trained, picture, frame):
-    result = run("realtime_detect.py", "--source", picture, "--model", trained, "--save", tmp_path / "out.png")
+def test_an_image_comes_back_with_box_and_label(tmp_path, trained, photo, frame):
+    result = run("realtime_detect.py", "--source", photo, "--model", trained, "--save", tmp_path / "out.png")
     assert result.returncode == 0, result.stderr
     assert "1 frames, 1 faces" in result.stdout
     drawn = (cv2.imread(str(tmp_path / "out.png")) != frame).any(axis=2)
@@ -42,8 +42,8 @@ def test_an_image_comes_back_with_box_and_label(tmp_path, trained, picture, fram
     assert 60 < rows[0] < 200 and 300 < rows[-1] < 440 and 150 < columns[0] < 260 and 380 < columns[-1] < 480
 
 
-def test_a_video_comes_back_frame_by_frame(tmp_path, trained, film):
-    result = run("realtime_detect.py", "--source", film, "--model", trained, "--save", tmp_path / "out.mp4")
+def test_a_video_comes_back_frame_by_frame(tmp_path, trained, video):
+    result = run("realtime_detect.py", "--source", video, "--model", trained, "--save", tmp_path / "out.mp4")
     assert result.returncode == 0, result.stderr
     with Source(tmp_path / "out.mp4") as source:
         assert source.fps == pytest.approx(10)
@@ -52,7 +52,7 @@ def test_a_video_comes_back_frame_by_frame(tmp_path, trained, film):
     assert "20 frames" in result.stdout
 
 
-def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, picture, frame, monkeypatch):
+def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, photo, frame, monkeypatch):
     """Whatever the network says of a face stands on it: here that all faces are disgusted."""
     drawn = []
     monkeypatch.setattr(overlay, "draw", lambda frame, faces, labels: drawn.extend(faces) or frame)
@@ -62,18 +62,18 @@ def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, pic
         "predict_proba",
         lambda self, faces, flip_tta, votes: np.tile(certain, (len(faces), 1)),
     )
-    arguments = ["--source", str(picture), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
+    arguments = ["--source", str(photo), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
     assert realtime_detect.main(arguments) == 0
     assert [(face.label, face.confidence) for face in drawn] == [("disgust", 1.0)]
 
 
-def test_a_film_s_results(tmp_path, trained, film):
+def test_a_video_s_results(tmp_path, trained, video):
     """The table has a row for each frame, of one person who moves to the right; the rest agrees with it."""
     names = "out.webm", "seen.csv", "seen.jsonl", "timeline.png"
-    video, table, lines, timeline = (tmp_path / name for name in names)
+    saved, table, lines, timeline = (tmp_path / name for name in names)
     result = run(
-        "realtime_detect.py", "--source", film, "--model", trained, "--bars",
-        "--save", video, "--csv", table, "--jsonl", lines, "--summary", timeline,
+        "realtime_detect.py", "--source", video, "--model", trained, "--bars",
+        "--save", saved, "--csv", table, "--jsonl", lines, "--summary", timeline,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = read_rows(table)
@@ -85,16 +85,16 @@ def test_a_film_s_results(tmp_path, trained, film):
     assert all(row["label"] in (label, "uncertain") for row, label in zip(rows, likeliest, strict=True))
     assert [json.loads(line)["label"] for line in lines.read_text().splitlines()] == [row["label"] for row in rows]
     assert "person 1, 1.9 s: " in result.stdout and cv2.imread(str(timeline)) is not None
-    with Source(video) as source:
+    with Source(saved) as source:
         assert len(list(source)) == 20
 
 
 @pytest.mark.faults
-def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, trained, picture, film):
+def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, trained, photo, video):
     folder = tmp_path / "in"
     folder.mkdir()
-    shutil.copy(picture, folder / "2.png")
-    shutil.copy(film, folder / "10.avi")
+    shutil.copy(photo, folder / "2.png")
+    shutil.copy(video, folder / "10.avi")
     (folder / "3.png").write_text("no picture")
     arguments = "--source", folder, "--model", trained, "--save", tmp_path / "out", "--csv", tmp_path / "seen.csv"
     result = run("realtime_detect.py", *arguments)
@@ -107,10 +107,10 @@ def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, traine
     assert "3.png" in run("realtime_detect.py", *arguments, "--overwrite").stderr
 
 
-def test_pictures_of_one_name_in_several_folders_are_saved_in_as_many(tmp_path, trained, picture):
+def test_images_of_one_name_in_several_folders_are_saved_in_as_many(tmp_path, trained, photo):
     for folder in ("in/one", "in/two/three"):
         (tmp_path / folder).mkdir(parents=True)
-        shutil.copy(picture, tmp_path / folder)
+        shutil.copy(photo, tmp_path / folder)
     result = run("realtime_detect.py", "--source", "in/**/*.png", "--model", trained, "--save", "out", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     saved = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
@@ -118,9 +118,9 @@ def test_pictures_of_one_name_in_several_folders_are_saved_in_as_many(tmp_path, 
 
 
 @pytest.mark.faults
-def test_without_litert_it_says_what_to_install(tmp_path, trained, picture, monkeypatch, capsys):
+def test_without_litert_it_says_what_to_install(tmp_path, trained, photo, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
-    arguments = ["--source", str(picture), "--model", str(trained), "--jsonl", str(tmp_path / "seen.jsonl")]
+    arguments = ["--source", str(photo), "--model", str(trained), "--jsonl", str(tmp_path / "seen.jsonl")]
     assert realtime_detect.main(arguments) == 2
     said = capsys.readouterr().err
     assert "pip install ai-edge-litert" in said and said.count("\n") == 1
@@ -129,8 +129,8 @@ def test_without_litert_it_says_what_to_install(tmp_path, trained, picture, monk
 @pytest.mark.slow
 @pytest.mark.faults
 def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
-    """A film so long that it is killed in the middle."""
-    path, table = write_film(tmp_path / "long.avi", [frame] * 3000), tmp_path / "seen.csv"
+    """A video so long that it is killed in the middle."""
+    path, table = write_video(tmp_path / "long.avi", [frame] * 3000), tmp_path / "seen.csv"
     arguments = "--source", path, "--model", trained, "--csv", table, "--no-window"
     process = subprocess.Popen(command("realtime_detect.py", *arguments), cwd="/")
     try:
@@ -143,11 +143,11 @@ def test_a_killed_run_leaves_whole_rows(tmp_path, trained, frame):
 
 
 @pytest.mark.slow
-def test_the_lines_of_python_in_the_readme(tmp_path, picture):
+def test_the_lines_of_python_in_the_readme(tmp_path, photo):
     readme = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line.strip()]) == 4
-    shutil.copy(picture, tmp_path / "me.jpg")
+    shutil.copy(photo, tmp_path / "me.jpg")
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -155,7 +155,7 @@ def test_the_lines_of_python_in_the_readme(tmp_path, picture):
     assert result.returncode == 0 and any(label in result.stdout for label in (*EMOTIONS, "uncertain")), result.stderr
 
 
-def test_a_film_may_begin_at_any_time_and_jump(trained, frame):
+def test_a_video_may_begin_at_any_time_and_jump(trained, frame):
     """The seconds of `time.time()`, say: some millions of minutes after the first one."""
     labeller = realtime_detect.Labeller(trained)
 
@@ -165,21 +165,21 @@ def test_a_film_may_begin_at_any_time_and_jump(trained, frame):
     assert (numbers(0), numbers(1.7e9), numbers(1.7e9 + 59.5)) == ({1}, {2}, {3})
 
 
-def test_starts_without_tensorflow_once_the_model_is_compiled(tmp_path, trained, picture):
+def test_starts_without_tensorflow_once_the_model_is_compiled(tmp_path, trained, photo):
     """TensorFlow takes seconds; here it is replaced by something that fails."""
-    first = run("realtime_detect.py", "--source", picture, "--model", trained, "--save", tmp_path / "first.png")
+    first = run("realtime_detect.py", "--source", photo, "--model", trained, "--save", tmp_path / "first.png")
     assert first.returncode == 0, first.stderr
     for name in ("tensorflow", "keras"):
         (tmp_path / f"{name}.py").write_text("raise SystemError('not to be imported')")
     result = subprocess.run(
-        command("realtime_detect.py", "--source", picture, "--model", trained, "--save", tmp_path / "second.png"),
+        command("realtime_detect.py", "--source", photo, "--model", trained, "--save", tmp_path / "second.png"),
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd="/", timeout=120,
     )  # fmt: skip
     assert result.returncode == 0 and "Compiling" not in result.stdout and not result.stderr, result.stderr
     np.testing.assert_array_equal(*(cv2.imread(str(tmp_path / f"{name}.png")) for name in ("first", "second")))
 
 
-def failing(case, tmp_path, trained, picture):
+def failing(case, tmp_path, trained, photo):
     """Arguments that can't work, and the words that say so."""
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
@@ -190,27 +190,27 @@ def failing(case, tmp_path, trained, picture):
     return {
         "camera": (["--source", "96", "--save", str(tmp_path / "out.avi")], "camera 96"),
         "source": (["--source", str(tmp_path / "none.mp4"), *save], "no such video"),
-        "model": (["--source", str(picture), "--model", str(tmp_path / "none.h5"), *save], "no such model"),
-        "unfit": (["--source", str(picture), "--model", str(broken), *save], "gives output of the shape"),
-        "cascade": (["--source", str(picture), "--cascade", str(tmp_path / "none.xml"), *save], "no such cascade"),
-        "empty cascade": (["--source", str(picture), "--cascade", str(tmp_path / "empty.xml"), *save], "not a Haar"),
-        "ending": (["--source", str(picture), "--save", str(tmp_path / "out.txt")], "an image is written as"),
-        "exists": (["--source", str(picture), "--save", str(tmp_path / "old.png")], "exists already"),
-        "screen": (["--source", str(picture)], "no screen"),
-        "nothing": (["--source", str(picture), "--no-window"], "goes with --save"),
-        "votes": (["--source", str(picture), "--votes", *save], "has not learned from votes"),
+        "model": (["--source", str(photo), "--model", str(tmp_path / "none.h5"), *save], "no such model"),
+        "unfit": (["--source", str(photo), "--model", str(broken), *save], "gives output of the shape"),
+        "cascade": (["--source", str(photo), "--cascade", str(tmp_path / "none.xml"), *save], "no such cascade"),
+        "empty cascade": (["--source", str(photo), "--cascade", str(tmp_path / "empty.xml"), *save], "not a Haar"),
+        "ending": (["--source", str(photo), "--save", str(tmp_path / "out.txt")], "an image is written as"),
+        "exists": (["--source", str(photo), "--save", str(tmp_path / "old.png")], "exists already"),
+        "screen": (["--source", str(photo)], "no screen"),
+        "nothing": (["--source", str(photo), "--no-window"], "goes with --save"),
+        "votes": (["--source", str(photo), "--votes", *save], "has not learned from votes"),
         "size": (["--source", "0", "--size", "big", *save], "not a size"),
-        "size of a picture": (["--source", str(picture), "--size", "5x5", *save], "goes with a camera"),
-        "bars": (["--source", str(picture), "--bars", "--csv", str(tmp_path / "x.csv")], "goes with a window"),
+        "size of a picture": (["--source", str(photo), "--size", "5x5", *save], "goes with a camera"),
+        "bars": (["--source", str(photo), "--bars", "--csv", str(tmp_path / "x.csv")], "goes with a window"),
         "pictures' timeline": (
-            ["--source", str(picture), "--summary", str(tmp_path / "x.png"), "--no-window"],
+            ["--source", str(photo), "--summary", str(tmp_path / "x.png"), "--no-window"],
             "needs a video or camera",
         ),
-        "table": (["--source", str(picture), "--csv", str(tmp_path / "old.csv"), "--no-window"], "exists already"),
-        "timeline": (["--source", str(picture), "--summary", str(picture), "--no-window"], "exists already"),
-        "table's ending": (["--source", str(picture), "--csv", str(tmp_path / "seen.txt")], "has to end in .csv"),
-        "timeline's ending": (["--source", str(picture), "--summary", str(tmp_path / "x.txt")], "has to end in .png"),
-        "folder": (["--source", str(picture), "--summary", str(tmp_path / "no" / "x.png")], "there is no folder"),
+        "table": (["--source", str(photo), "--csv", str(tmp_path / "old.csv"), "--no-window"], "exists already"),
+        "timeline": (["--source", str(photo), "--summary", str(photo), "--no-window"], "exists already"),
+        "table's ending": (["--source", str(photo), "--csv", str(tmp_path / "seen.txt")], "has to end in .csv"),
+        "timeline's ending": (["--source", str(photo), "--summary", str(tmp_path / "x.txt")], "has to end in .png"),
+        "folder": (["--source", str(photo), "--summary", str(tmp_path / "no" / "x.png")], "there is no folder"),
     }[case]
 
 
@@ -240,15 +240,15 @@ def failing(case, tmp_path, trained, picture):
     ],
 )
 @pytest.mark.faults
-def test_what_a_user_can_get_wrong_is_one_line(case, tmp_path, trained, picture, frame, capfd, monkeypatch):
+def test_what_a_user_can_get_wrong_is_one_line(case, tmp_path, trained, photo, frame, capfd, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    arguments, words = failing(case, tmp_path, trained, picture)
+    arguments, words = failing(case, tmp_path, trained, photo)
     if "--model" not in arguments:
         arguments += ["--model", str(trained)]
     status, error = realtime_detect.main(arguments), capfd.readouterr().err
     assert status == 2 and error.count("\n") == 1 and words in error, error
-    np.testing.assert_array_equal(cv2.imread(str(picture)), frame)  # nothing was written over
+    np.testing.assert_array_equal(cv2.imread(str(photo)), frame)  # nothing was written over
 
 
 @pytest.fixture(scope="module")
@@ -284,10 +284,10 @@ def ask_to_close(screen, window):
 
 
 @needs_xvfb
-def test_the_keys_of_a_real_window(screen, trained, film, tmp_path):
-    """Pause, bars, mirror, the line of keys hidden; each picture saved differs as it should from the one before."""
+def test_the_keys_of_a_real_window(screen, trained, video, tmp_path):
+    """Pause, bars, mirror, the line of keys hidden; each image saved differs as it should from the one before."""
     process = subprocess.Popen(
-        command("realtime_detect.py", "--source", film, "--model", trained),
+        command("realtime_detect.py", "--source", video, "--model", trained),
         env=os.environ | {"DISPLAY": screen}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -296,7 +296,7 @@ def test_the_keys_of_a_real_window(screen, trained, film, tmp_path):
         saved = []
         for keys in ("p", "b", "m", "h"):
             xdotool(screen, "key", "--window", window, keys)
-            time.sleep(1.2)  # names of pictures tell seconds apart
+            time.sleep(1.2)  # names of images tell seconds apart
             xdotool(screen, "key", "--window", window, "s")
             count = len(saved) + 1
             wait_for(lambda count=count: len(list(tmp_path.glob("expressions-*.png"))) == count, [process])
@@ -308,14 +308,14 @@ def test_the_keys_of_a_real_window(screen, trained, film, tmp_path):
     assert process.returncode == 0 and "frames" in output, output
     paused, bars, mirrored, hidden = (cv2.imread(str(path)) for path in saved)
     assert (paused != bars).mean() > 0.01
-    np.testing.assert_array_equal(hidden, mirrored)  # a saved picture never has the line of keys
+    np.testing.assert_array_equal(hidden, mirrored)  # a saved image never has the line of keys
     plain, turned = cv2.imread(str(saved[0])), mirrored[:, ::-1]  # without bars; and with them, turned back
     assert np.isclose(plain, turned, atol=3).mean() > 0.8 > np.isclose(plain, mirrored, atol=3).mean()
 
 
 def test_the_line_of_keys_is_hidden_and_shown_again(frame):
     viewer, shown, keys = Viewer(EMOTIONS, False), [], iter("hh ")
-    viewer.window = SimpleNamespace(show=lambda picture, fps: shown.append(picture) or next(keys))
+    viewer.window = SimpleNamespace(show=lambda photo, fps: shown.append(photo) or next(keys))
     for _ in range(3):
         viewer.last = None  # else the line tells how many frames a second there are
         assert viewer.show(frame, [], SimpleNamespace(is_image=False, camera=False, fps=None))
@@ -327,10 +327,10 @@ def test_the_line_of_keys_is_hidden_and_shown_again(frame):
 @needs_xvfb
 @pytest.mark.parametrize("way", ["q", "Escape", "close", "Ctrl-C"])
 @pytest.mark.faults
-def test_a_real_window_closes_on_a_real_key_or_its_x(screen, trained, picture, way):
+def test_a_real_window_closes_on_a_real_key_or_its_x(screen, trained, photo, way):
     environment = os.environ | {"DISPLAY": screen}
     process = subprocess.Popen(
-        command("realtime_detect.py", "--source", picture, "--model", trained),
+        command("realtime_detect.py", "--source", photo, "--model", trained),
         env=environment, cwd="/", preexec_fn=heed_ctrl_c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     found = xdotool(screen, "search", "--sync", "--onlyvisible", "--name", "Expressions")

@@ -1,4 +1,4 @@
-"""Figures against figures worked out by hand, and pictures that can be opened."""
+"""Figures against figures worked out by hand, and images that can be opened."""
 
 import cv2
 import numpy as np
@@ -97,8 +97,8 @@ def test_a_report_on_disk(tmp_path):
     report.plot_distribution(data, tmp_path / "distribution.png")
 
     for name in ("curves", "confusion_matrix", "mistakes", "samples", "distribution"):
-        picture = cv2.imread(str(tmp_path / f"{name}.png"))
-        assert picture is not None and picture.std() > 5, name
+        image = cv2.imread(str(tmp_path / f"{name}.png"))
+        assert image is not None and image.std() > 5, name
     card = (tmp_path / "README.md").read_text()
     assert f"{evaluations['single view'].accuracy:.1%}" in card and "3 epochs in 3 minutes" in card
     assert "epoch 2" in card and "one note" in card and "1,757,863" in card and "0123456789abcdef" in card

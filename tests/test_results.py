@@ -92,17 +92,17 @@ def test_time_without_anyone_and_a_source_that_begins_anew_count_for_nobody():
     assert [end - start for _, start, end in summary.intervals["0", 2]] == pytest.approx([0.9, 0.9])
 
 
-def test_many_people_and_pictures():
+def test_many_people_and_images():
     summary = Summary()
     show(summary, "a.mp4", {person: ["happy"] * (5 + person) for person in range(1, 10)})
     lines = summary.describe().splitlines()
     assert lines[0].startswith("person 9") and lines[-1] == "and 4 others" and len(lines) == 6
-    pictures = Summary()
+    images = Summary()
     for name in ("a.png", "b.png"):
-        pictures.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], is_image=True)
-    assert pictures.describe() == "4 faces in pictures: happy 50%, sad 50%"
-    show(pictures, "a.mp4", {1: ["sad"] * 51} | dict.fromkeys(range(2, 9), ["sad"]))  # seven in one frame alone
-    assert pictures.describe() == "person 1, 5.0 s: sad 100%\n4 faces in pictures: happy 50%, sad 50%"
+        images.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], is_image=True)
+    assert images.describe() == "4 faces in pictures: happy 50%, sad 50%"
+    show(images, "a.mp4", {1: ["sad"] * 51} | dict.fromkeys(range(2, 9), ["sad"]))  # seven in one frame alone
+    assert images.describe() == "person 1, 5.0 s: sad 100%\n4 faces in pictures: happy 50%, sad 50%"
     assert Summary().describe() == ""
 
 
@@ -122,7 +122,7 @@ def test_a_timeline_of_nobody(tmp_path):
     assert cv2.imread(str(tmp_path / "timeline.png")) is not None
 
 
-def test_what_is_kept_of_a_long_film_doesn_t_grow_with_its_frames():
+def test_what_is_kept_of_a_long_video_doesn_t_grow_with_its_frames():
     summary = Summary()
     show(summary, "a.mp4", {1: ["happy"] * 5000})
     assert len(summary.intervals["a.mp4", 1]) == 1

@@ -407,7 +407,7 @@ def test_options_out_of_range(arguments, words, capsys):
 
 
 @pytest.mark.slow
-def test_show_without_a_screen_says_where_the_picture_is(tmp_path, data_folder):
+def test_show_without_a_screen_says_where_the_image_is(tmp_path, data_folder):
     result = run(
         "train.py",
         "--data",

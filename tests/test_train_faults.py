@@ -277,9 +277,9 @@ def test_a_batch_larger_than_the_data_is_all_of_them(tmp_path, data_folder):
 )
 def test_a_batch_that_memory_can_t_hold(error):
     """Each backend says it in its own way."""
-    with pytest.raises(UserError, match="--batch-size 8000: no memory for so many images; give less"):
-        with out_of_memory_as_user_error(8000):
-            raise error
+    words = "--batch-size 8000: no memory for so many images; give less"
+    with pytest.raises(UserError, match=words), out_of_memory_as_user_error(8000):
+        raise error
 
 
 @pytest.mark.parametrize("error", [OSError("out of memory.h5: is a folder"), ValueError("shapes (2,) and (3,)")])

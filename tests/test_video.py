@@ -26,7 +26,7 @@ needs_ffmpeg = pytest.mark.skipif(
 )
 
 
-def film_source(rate=10):
+def video_source(rate=10):
     """What a Recorder needs to know of a source."""
     return SimpleNamespace(is_image=False, live=False, fps=rate, address="")
 
@@ -35,9 +35,9 @@ def gray(value, size=(160, 120)):
     return np.full((size[1], size[0], 3), value, np.uint8)
 
 
-def write_video(path, times=None, rate=10):
-    """A grainy film whose frame at each of `times`, in seconds, is 20 brighter than the one before."""
-    source, random = film_source(rate), np.random.default_rng(0)
+def record_video(path, times=None, rate=10):
+    """A grainy video whose frame at each of `times`, in seconds, is 20 brighter than the one before."""
+    source, random = video_source(rate), np.random.default_rng(0)
     with Recorder(path, source) as recorder:
         for index, seconds in enumerate(np.arange(12) / rate if times is None else times):
             image = np.clip(gray(index * 20) + random.integers(-9, 10, (120, 160, 1)), 0, 255)
@@ -60,13 +60,22 @@ def ffmpeg(*arguments):
 
 
 def test_a_folder_and_a_pattern_become_their_images_and_videos_in_natural_order(tmp_path):
-    for name in ("film10.MP4", "film2.mp4", "film².mp4", "a.png", "notes.txt", ".hidden.jpg", "B.webm", "inner/c.jpg"):
+    for name in (
+        "video10.MP4",
+        "video2.mp4",
+        "video².mp4",
+        "a.png",
+        "notes.txt",
+        ".hidden.jpg",
+        "B.webm",
+        "inner/c.jpg",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    names = [str(tmp_path / name) for name in ("a.png", "B.webm", "film2.mp4", "film10.MP4", "film².mp4")]
+    names = [str(tmp_path / name) for name in ("a.png", "B.webm", "video2.mp4", "video10.MP4", "video².mp4")]
     assert expand_sources(str(tmp_path)) == names
-    assert expand_sources(f"{tmp_path}/film*") == names[2:]
+    assert expand_sources(f"{tmp_path}/video*") == names[2:]
     assert expand_sources(f"{tmp_path}/*/*") == [str(tmp_path / "inner" / "c.jpg")]
     for nothing in (tmp_path / "folder.png", tmp_path / "*.txt", tmp_path / "none*"):
         with pytest.raises(UserError, match="no image or video there"):
@@ -75,11 +84,20 @@ def test_a_folder_and_a_pattern_become_their_images_and_videos_in_natural_order(
 
 def test_a_single_source_stays_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("film[1].mp4", "7"):
+    for name in ("video[1].mp4", "7"):
         Path(name).touch()
     Path("0").mkdir()
     write_image(Path("0/me.png"))
-    for word in ("0", "/dev/video0", "film.mp4", "film[1].mp4", "7", "", "http://host/stream?x=*", "rtsp://[::1]/[1]"):
+    for word in (
+        "0",
+        "/dev/video0",
+        "video.mp4",
+        "video[1].mp4",
+        "7",
+        "",
+        "http://host/stream?x=*",
+        "rtsp://[::1]/[1]",
+    ):
         assert expand_sources(word) == [word]
     assert expand_sources("./0") == ["0/me.png"]
     with pytest.raises(UserError, match="^7: not a video"):  # the file, not the camera
@@ -92,7 +110,7 @@ def test_a_camera_s_path_may_end_like_a_file_s(monkeypatch):
     for reader in ("_read_live", "_read_video", "_read_image"):
         monkeypatch.setattr(Source, reader, lambda self: iter([(None, 0.0)]))
     kinds = {"rtsp://host/live.mp4": "live", "rtsp://host/me.png": "live", "http://host/door": "live"}
-    kinds |= {"HTTP://host/film.mp4?x=1": "film", "http://host/me.png": "still", "sftp://host/a.mkv": "film"}
+    kinds |= {"HTTP://host/video.mp4?x=1": "video", "http://host/me.png": "still", "sftp://host/a.mkv": "video"}
     for address, kind in kinds.items():
         source = Source(address)
         assert (source.live, source.is_image) == (kind == "live", kind == "still"), address
@@ -105,9 +123,9 @@ def test_a_size_is_width_and_height():
             parse_size(text)
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi", ".AVI"])
-def test_a_written_video_reads_back_frame_by_frame_at_its_rate(tmp_path, ending, capfd):
-    with Source(write_video(tmp_path / f"film{ending}", rate=30000 / 1001)) as source:
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi", ".AVI"])
+def test_a_written_video_reads_back_frame_by_frame_at_its_rate(tmp_path, suffix, capfd):
+    with Source(record_video(tmp_path / f"video{suffix}", rate=30000 / 1001)) as source:
         assert source.fps == pytest.approx(29.97, abs=0.001) and source.frame_count == 12
         assert not (source.is_image or source.live or source.camera)
         frames = list(source)
@@ -116,47 +134,47 @@ def test_a_written_video_reads_back_frame_by_frame_at_its_rate(tmp_path, ending,
     assert [frame.image.mean() for frame in frames] == pytest.approx([index * 20 for index in range(12)], abs=6)
     assert source.skipped == source.missing_seconds == 0
     assert capfd.readouterr().err == ""
-    assert os.listdir(tmp_path) == [f"film{ending}"]
+    assert os.listdir(tmp_path) == [f"video{suffix}"]
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("ending, codec", [(".mp4", "mpeg4"), (".webm", "vp8"), (".avi", "mjpeg")])
-def test_a_written_video_is_one_for_other_programs(tmp_path, ending, codec):
-    film = write_video(tmp_path / f"film{ending}", rate=25)
+@pytest.mark.parametrize("suffix, codec", [(".mp4", "mpeg4"), (".webm", "vp8"), (".avi", "mjpeg")])
+def test_a_written_video_is_one_for_other_programs(tmp_path, suffix, codec):
+    video = record_video(tmp_path / f"video{suffix}", rate=25)
     entries = "stream=codec_name,avg_frame_rate,nb_read_frames"
-    probe = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "-of", "csv=p=0", film]
+    probe = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "-of", "csv=p=0", video]
     result = subprocess.run(probe, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == f"{codec},25/1,12" and result.stderr == ""
 
 
 def test_a_rate_that_mpeg_4_can_t_count_is_rounded(tmp_path):
-    with Source(write_video(tmp_path / "slow.mp4", rate=119.91317)) as source:
+    with Source(record_video(tmp_path / "slow.mp4", rate=119.91317)) as source:
         assert source.fps == pytest.approx(119.913, abs=0.01) and len(list(source)) == 12
 
 
 def test_a_video_keeps_the_times_of_its_source(tmp_path):
     # frame 1 is followed by a gap; 5 and 6 are closer than the rate allows; a source may begin later than at 0
     times = [3, 3.1, 3.6, 3.7, 3.8, 3.81, 3.9]
-    assert levels(write_video(tmp_path / "film.avi", times)) == [0, 1, 1, 1, 1, 1, 2, 3, 4, 6]
+    assert levels(record_video(tmp_path / "video.avi", times)) == [0, 1, 1, 1, 1, 1, 2, 3, 4, 6]
 
 
 def test_a_long_pause_before_a_camera_is_left_out(tmp_path):
     """Filled, ten minutes would have to be encoded at once."""
-    source = film_source()
+    source = video_source()
     source.live = True
-    with Recorder(tmp_path / "film.avi", source) as recorder:
+    with Recorder(tmp_path / "video.avi", source) as recorder:
         for index, seconds in enumerate([0, 0.1, 600, 600.1, 602.1]):
             recorder.write(gray(20 * index), seconds)
-    assert levels(tmp_path / "film.avi") == [0, 1, 2, 3, *[3] * 19, 4]
+    assert levels(tmp_path / "video.avi") == [0, 1, 2, 3, *[3] * 19, 4]
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("ending", ["mp4", "webm"])
-def test_a_phone_s_varying_rate_keeps_its_times(tmp_path, ending):
-    film, out = tmp_path / f"phone.{ending}", tmp_path / "out.avi"
+@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+def test_a_phone_s_varying_rate_keeps_its_times(tmp_path, suffix):
+    video, out = tmp_path / f"phone.{suffix}", tmp_path / "out.avi"
     dropped = "select=not(between(n\\,5\\,14))"
-    ffmpeg("-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=2", "-vf", dropped, "-vsync", "vfr", film)
-    with Source(film) as source, Recorder(out, source) as recorder:
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=2", "-vf", dropped, "-vsync", "vfr", video)
+    with Source(video) as source, Recorder(out, source) as recorder:
         seconds = []
         for frame in source:
             seconds.append(frame.seconds)
@@ -169,7 +187,7 @@ def test_a_phone_s_varying_rate_keeps_its_times(tmp_path, ending):
 
 @pytest.mark.faults
 def test_frames_of_another_size_fit_into_the_video(tmp_path):
-    source = film_source()
+    source = video_source()
     with Recorder(tmp_path / "out.avi", source) as recorder:
         for index, size in enumerate((100, 50, 200)):
             recorder.write(gray(size, (size, size)), index / 10)
@@ -177,12 +195,12 @@ def test_frames_of_another_size_fit_into_the_video(tmp_path):
         assert [frame.image.shape for frame in source] == [(100, 100, 3)] * 3
 
 
-def test_a_phone_s_film_is_turned_upright(tmp_path):
-    path = tmp_path / "film.mp4"
-    picture = gray(0)
-    picture[:, 80:] = 250  # bright on the right
-    with Recorder(path, film_source()) as recorder:
-        recorder.write(picture, 0.0)
+def test_a_phone_s_video_is_turned_upright(tmp_path):
+    path = tmp_path / "video.mp4"
+    image = gray(0)
+    image[:, 80:] = 250  # bright on the right
+    with Recorder(path, video_source()) as recorder:
+        recorder.write(image, 0.0)
     unit, one = (1 << 16).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
     plain = unit + bytes(12) + unit + bytes(12) + one  # the track's matrix, ISO/IEC 14496-12, 8.3.2
     turned = bytes(4) + unit + bytes(4) + (-(1 << 16)).to_bytes(4, "big", signed=True) + bytes(16) + one  # clockwise
@@ -196,8 +214,8 @@ def test_a_phone_s_film_is_turned_upright(tmp_path):
 
 
 @pytest.mark.faults
-def test_a_broken_frame_in_a_film_is_skipped_and_counted(tmp_path):
-    path = write_video(tmp_path / "film.avi")
+def test_a_broken_frame_in_a_video_is_skipped_and_counted(tmp_path):
+    path = record_video(tmp_path / "video.avi")
     data = path.read_bytes()
     start = [match.start() for match in re.finditer(b"\xff\xd8\xff", data)][4]  # of the fifth JPEG
     path.write_bytes(data[:start] + bytes(400) + data[start + 400 :])
@@ -208,10 +226,10 @@ def test_a_broken_frame_in_a_film_is_skipped_and_counted(tmp_path):
     assert source.skipped == 1 and source.missing_seconds == 0
 
 
-@pytest.mark.parametrize("ending", [".avi", ".webm"])
+@pytest.mark.parametrize("suffix", [".avi", ".webm"])
 @pytest.mark.faults
-def test_a_film_that_was_cut_off_plays_to_where_it_is_whole(tmp_path, ending, capfd):
-    path = write_video(tmp_path / f"film{ending}", rate=2)
+def test_a_video_that_was_cut_off_plays_to_where_it_is_whole(tmp_path, suffix, capfd):
+    path = record_video(tmp_path / f"video{suffix}", rate=2)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
     with Source(path) as source:
@@ -254,9 +272,9 @@ def test_any_kind_of_image_comes_as_bgr_bytes(tmp_path, kind):
 
 
 def test_a_phone_s_photo_is_turned_upright(tmp_path):
-    picture = gray(0)
-    picture[:, 80:] = 250  # bright on the right
-    data = cv2.imencode(".jpg", picture)[1].tobytes()
+    image = gray(0)
+    image[:, 80:] = 250  # bright on the right
+    data = cv2.imencode(".jpg", image)[1].tobytes()
     # Exif 2.3: one entry, the orientation (0x0112), 6: to be turned clockwise
     entry = bytes.fromhex("0112 0003 00000001 0006 0000")
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + entry + bytes(4)
@@ -270,7 +288,7 @@ def test_a_phone_s_photo_is_turned_upright(tmp_path):
 
 @pytest.mark.faults
 def test_says_why_a_source_can_t_be_opened(tmp_path, capfd):
-    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "empty.webm").touch()
@@ -295,7 +313,7 @@ def test_says_why_a_source_can_t_be_opened(tmp_path, capfd):
 def test_odd_names_are_read_and_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("12:30.mp4", "100%d.mp4", "Käthe 图.webm", "-x.avi"):
-        assert levels(write_video(Path(name))) == list(range(12))
+        assert levels(record_video(Path(name))) == list(range(12))
 
 
 @pytest.mark.faults
@@ -327,7 +345,7 @@ def test_says_why_a_file_can_t_be_written_and_leaves_others_alone(tmp_path):
 
 
 def write_until(path, end):
-    """Write a film in a program of its own that writes on and on, end it, and return its standard error."""
+    """Write a video in a program of its own that writes on and on, end it, and return its standard error."""
     code = f"""
 import sys, time, types
 import numpy as np
@@ -355,27 +373,27 @@ with Recorder({str(path)!r}, source, overwrite=True) as recorder:
     return process.communicate(timeout=120)[1]
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
 @pytest.mark.faults
-def test_ctrl_c_leaves_a_whole_film(tmp_path, ending):
-    path = write_video(tmp_path / f"film{ending}")
+def test_ctrl_c_leaves_a_whole_video(tmp_path, suffix):
+    path = record_video(tmp_path / f"video{suffix}")
     write_until(path, signal.SIGINT)
     with Source(path) as source:
         assert len(list(source)) > 20 and source.missing_seconds == 0
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
 @pytest.mark.parametrize("end", [signal.SIGKILL, None], ids=["kill -9", "disk full"])
 @pytest.mark.faults
-def test_what_could_not_be_ended_lies_beside_the_good_old_film(tmp_path, end, ending):
-    path = write_video(tmp_path / f"film{ending}")
+def test_what_could_not_be_ended_lies_beside_the_good_old_video(tmp_path, end, suffix):
+    path = record_video(tmp_path / f"video{suffix}")
     error = write_until(path, end)
     assert levels(path) == list(range(12))
-    assert set(os.listdir(tmp_path)) == {f"film{ending}", f"film.partial{ending}"}
+    assert set(os.listdir(tmp_path)) == {f"video{suffix}", f"video.partial{suffix}"}
     assert end or "could not be written whole; is the disk full?" in error
-    if ending == ".avi":  # .webm may be written seconds late, and the index of .mp4 comes last
-        with Source(tmp_path / f"film.partial{ending}") as partial:
+    if suffix == ".avi":  # .webm may be written seconds late, and the index of .mp4 comes last
+        with Source(tmp_path / f"video.partial{suffix}") as partial:
             assert len(list(partial)) >= 5
 
 
@@ -390,7 +408,7 @@ def test_a_window_without_a_screen(monkeypatch, display):
 
 @needs_xvfb
 def test_the_keys_of_a_window(tmp_path):
-    """Real keys: an arrow is none, though waitKey would call it a Q. And a large picture gets a window for a screen."""
+    """Real keys: an arrow is none, though waitKey would call it a Q. And a large image gets a window for a screen."""
     (tmp_path / "show.py").write_text(f"""
 import subprocess, sys, time
 import numpy as np

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, heed_ctrl_c, needs, read_rows, run, wait_for, write_film
+from conftest import ROOT, command, heed_ctrl_c, needs, read_rows, run, wait_for, write_video
 from tqdm import tqdm
 
 from expressions import UserError
@@ -38,12 +38,12 @@ def write_scene(path, seconds, codec="MJPG"):
         if number % 97 < 70:
             frame[100:190, 200:290] = faces[1]
         images.append(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
-    return write_film(path, images, RATE, codec)
+    return write_video(path, images, RATE, codec)
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, frame):
-    """A folder with a video of three parts, a short one, a picture, and what is none."""
+    """A folder with a video of three parts, a short one, an image, and what is none."""
     folder = tmp_path_factory.mktemp("material")
     write_scene(folder / "long.avi", 2 * SEGMENT_SECONDS + 5)
     write_scene(folder / "short.avi", 3)
@@ -83,7 +83,7 @@ def check(folder, expected):
 
 
 @pytest.mark.slow
-def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
+def test_a_long_video_has_several_parts_and_people_keep_their_numbers(expected):
     """One is there all the time, on the left, and so has the same number on both sides of each seam."""
     left = [row for row in expected["long.avi"] if int(row["x"]) < 120]
     assert len(left) > 0.95 * (2 * SEGMENT_SECONDS + 5) * RATE
@@ -186,7 +186,7 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
+def test_a_video_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
     """Entered where frame 1 should come, frame 2 comes."""
 
     jumped = []
@@ -421,7 +421,7 @@ def test_people_keep_their_numbers_from_one_tracker_to_the_next():
 
 
 @pytest.mark.parametrize("name, codec", [("video.avi", "MJPG"), ("video.mp4", "mp4v"), ("video.webm", "VP80")])
-def test_a_film_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
+def test_a_video_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
     path = write_scene(tmp_path / name, 12, codec)
     with Source(path) as source:
         frames = [(frame.seconds, frame.image.tobytes()) for frame in source]
