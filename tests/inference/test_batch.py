@@ -5,40 +5,21 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import deque
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, heed_ctrl_c, needs, read_rows, run, wait_for, write_video
+from conftest import command, heed_ctrl_c, needs, read_rows, run, wait_for
+from samples import RATE, write_scene
 from tqdm import tqdm
 
 from expressions import UserError
-from expressions.inference import jobs, workers
+from expressions.inference import jobs
 from expressions.inference.batch import Coordinator, Index
-from expressions.inference.sources import Source
-from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
-from expressions.inference.types import Box, Face
-from expressions.training import synthetic
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS
 
-RATE = 10
 OTHERS = ",".join([*Index.COLUMNS, "made_by"]) + "\n" + "x," * len(Index.COLUMNS) + "others\n"  # an index
-
-
-def write_scene(path, seconds, codec="MJPG"):
-    """Two faces of which one moves about and the other comes and goes, in a scene that changes now and then."""
-    random = np.random.default_rng(3)
-    faces = [synthetic.draw_face(label, random, 90) for label in ("happy", "surprise")]
-    images = []
-    for number in range(round(seconds * RATE)):
-        frame = np.full((240, 320), 110 + 60 * (number // 450 % 2), np.uint8)
-        x = round(40 + 25 * np.sin(number / 9))
-        frame[60:150, x : x + 90] = faces[0]
-        if number % 97 < 70:
-            frame[100:190, 200:290] = faces[1]
-        images.append(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
-    return write_video(path, images, RATE, codec)
 
 
 @pytest.fixture(scope="module")
@@ -307,18 +288,6 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, message):
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
 
 
-def test_more_workers_than_a_system_allows_open_files_are_not_started(capsys):
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (96, before[1]))  # 256 on a Mac
-    try:
-        with workers.processes(100) as pool:
-            assert pool.capacity() == 4 and "--workers 100: only 4 are started" in capsys.readouterr().out
-            assert len(list(workers.run_tasks(pool, time.sleep, [0.5, 0.6, 0.7, 0.8, 0.9], deque()))) == 5
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
     """A video of three segments, one that fails in a segment while another one is out, one that kills its workers."""
     names = [str(tmp_path / f"{name}.mp4") for name in ("long", "failing", "deadly")]
@@ -402,66 +371,3 @@ def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(t
     assert (tmp_path / "index.csv").read_text() == "id,name,mine"
     with Index(tmp_path / "results", "us") as index, pytest.raises(UserError, match="which is the folder's own"):
         index.needs_processing(tmp_path / "index", "index.csv")
-
-
-def test_people_keep_their_numbers_from_one_tracker_to_the_next():
-    stitcher = TrackStitcher()
-
-    def seen(*places):
-        return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
-
-    assert [face.track_id for face in stitcher.assign_ids(seen((4, 0), (7, 200)))] == [1, 2]
-    for _ in range(3):  # they pass each other: for one frame the other one is there
-        stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
-    stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
-    stitcher.next_segment()
-    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
-    stitcher.next_segment()  # nobody was seen by both
-    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]
-
-
-@pytest.mark.parametrize("name, codec", [("video.avi", "MJPG"), ("video.mp4", "mp4v"), ("video.webm", "VP80")])
-def test_a_video_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
-    path = write_scene(tmp_path / name, 12, codec)
-    with Source(path) as source:
-        frames = [(frame.seconds, frame.image.tobytes()) for frame in source]
-    for start in (2, 7.5, 11.95, 13):
-        with Source(path, start=start) as source:
-            rest = [(frame.seconds, frame.image.tobytes()) for frame in source]
-        assert rest == [(seconds, image) for seconds, image in frames if seconds >= start]
-
-
-def double(number):
-    if number == 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == 14 and not (marker := Path(os.environ["MARKER"])).exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
-
-
-def unfit(number):
-    raise UserError("no model here")
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=[needs("ray"), pytest.mark.slow])])
-def test_a_task_that_kills_its_workers_is_given_up_and_no_other(engine, tmp_path, monkeypatch):
-    monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    taken = []
-
-    def tasks():
-        for number in range(40):
-            taken.append(number)
-            yield number
-
-    with workers.processes(2) if engine == "processes" else workers.cluster("", ROOT) as pool:
-        results = {}
-        for number, result in workers.run_tasks(pool, double, tasks(), deque()):
-            assert number not in results and len(taken) <= len(results) + pool.capacity() + 1  # no more than needed
-            results[number] = result
-        assert results.pop(13) is None
-        assert results == {number: 2 * number for number in range(40) if number != 13}
-        with pytest.raises(UserError, match="no model here"):
-            list(workers.run_tasks(pool, unfit, [1], deque()))

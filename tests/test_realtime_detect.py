@@ -1,36 +1,37 @@
 """realtime_detect.py as a user runs it: images, videos, a real window, and what it says when it can't go on."""
 
+import contextlib
 import ctypes
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, heed_ctrl_c, needs_xvfb, read_rows, run, wait_for, write_video, x_server
+from conftest import (
+    ENVIRONMENT,
+    ROOT,
+    command,
+    heed_ctrl_c,
+    needs_xvfb,
+    read_rows,
+    run,
+    wait_for,
+    write_video,
+    x_server,
+)
 
 import realtime_detect
 from expressions import EMOTIONS
-from expressions.classifier import Classifier
-from expressions.inference import overlay
 from expressions.inference.sources import Source
-from expressions.inference.viewer import Viewer
 from expressions.model_file import write_metadata
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory, frame):
-    """Twenty frames in which the face moves to the right."""
-    return write_video(
-        tmp_path_factory.mktemp("video") / "video.avi", [np.roll(frame, index * 3, axis=1) for index in range(20)]
-    )
 
 
 def test_an_image_comes_back_with_box_and_label(tmp_path, trained, photo, frame):
@@ -50,21 +51,6 @@ def test_a_video_comes_back_frame_by_frame(tmp_path, trained, video):
         frames = list(source)
     assert len(frames) == 20 and frames[0].image.shape == (480, 640, 3)
     assert "20 frames" in result.stdout
-
-
-def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, photo, frame, monkeypatch):
-    """Whatever the network says of a face stands on it: here that all faces are disgusted."""
-    drawn = []
-    monkeypatch.setattr(overlay, "draw", lambda frame, faces, labels: drawn.extend(faces) or frame)
-    certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
-    monkeypatch.setattr(
-        Classifier,
-        "predict_proba",
-        lambda self, faces, flip_tta, votes: np.tile(certain, (len(faces), 1)),
-    )
-    arguments = ["--source", str(photo), "--model", str(trained), "--save", str(tmp_path / "x.png"), "--no-window"]
-    assert realtime_detect.main(arguments) == 0
-    assert [(face.label, face.confidence) for face in drawn] == [("disgust", 1.0)]
 
 
 def test_a_video_s_results(tmp_path, trained, video):
@@ -107,16 +93,6 @@ def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, traine
     assert "3.png" in run("realtime_detect.py", *arguments, "--overwrite").stderr
 
 
-def test_images_of_one_name_in_several_folders_are_saved_in_as_many(tmp_path, trained, photo):
-    for folder in ("in/one", "in/two/three"):
-        (tmp_path / folder).mkdir(parents=True)
-        shutil.copy(photo, tmp_path / folder)
-    result = run("realtime_detect.py", "--source", "in/**/*.png", "--model", trained, "--save", "out", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    saved = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
-    assert saved == ["one/me.png", "two/three/me.png"]
-
-
 @pytest.mark.faults
 def test_without_litert_it_says_what_to_install(tmp_path, trained, photo, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # as if it were not installed
@@ -153,16 +129,6 @@ def test_the_lines_of_python_in_the_readme(tmp_path, photo):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == 0 and any(label in result.stdout for label in (*EMOTIONS, "uncertain")), result.stderr
-
-
-def test_a_video_may_begin_at_any_time_and_jump(trained, frame):
-    """The seconds of `time.time()`, say: some millions of minutes after the first one."""
-    labeller = realtime_detect.Labeller(trained)
-
-    def numbers(start):
-        return {face.track_id for step in range(10) for face in labeller.recognize(frame, start + step / 10)}
-
-    assert (numbers(0), numbers(1.7e9), numbers(1.7e9 + 59.5)) == ({1}, {2}, {3})
 
 
 def test_starts_without_tensorflow_once_the_model_is_compiled(tmp_path, trained, photo):
@@ -313,17 +279,6 @@ def test_the_keys_of_a_real_window(screen, trained, video, tmp_path):
     assert np.isclose(plain, turned, atol=3).mean() > 0.8 > np.isclose(plain, mirrored, atol=3).mean()
 
 
-def test_the_line_of_keys_is_hidden_and_shown_again(frame):
-    viewer, shown, keys = Viewer(EMOTIONS, False), [], iter("hh ")
-    viewer.window = SimpleNamespace(show=lambda photo, fps: shown.append(photo) or next(keys))
-    for _ in range(3):
-        viewer.last = None  # else the line tells how many frames a second there are
-        assert viewer.show(frame, [], SimpleNamespace(is_image=False, camera=False, fps=None))
-    np.testing.assert_array_equal(shown[1], frame)
-    np.testing.assert_array_equal(shown[2], shown[0])
-    assert (shown[0] != frame).any()
-
-
 @needs_xvfb
 @pytest.mark.parametrize("way", ["q", "Escape", "close", "Ctrl-C"])
 @pytest.mark.faults
@@ -349,3 +304,110 @@ def test_a_real_window_closes_on_a_real_key_or_its_x(screen, trained, photo, way
     finally:
         process.kill()
     assert process.returncode == 0 and "1 frames, 1 faces" in output, output
+
+
+ODD_NAMES = {
+    "line end": b"two\nlines", "command to the terminal": b"\x1b[31mred\x1b]0;title\x07", "no UTF-8": b"caf\xe9",
+    "dollars": b"a$b$ c$^{$", "quotes and commas": b'",;\'=1+1"', "other letters": "图 ‮".encode(),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, trained, video, frame):
+    """A run over a video and an image of each odd name, at a terminal; everything is written. Returns the folder, and
+    what the terminal got."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "in").mkdir()
+    cv2.imwrite(str(folder / "me.png"), frame)
+    for name in ODD_NAMES.values():
+        shutil.copy(video, os.fsencode(folder / "in") + b"/" + name + b".avi")
+        shutil.copy(folder / "me.png", os.fsencode(folder / "in") + b"/" + name + b".png")
+    terminal, end = pty.openpty()
+    words = command(
+        "realtime_detect.py", "--source", "in", "--model", trained, "--save", "out", "--csv", "seen.csv",
+        "--jsonl", "seen.jsonl", "--summary", "timeline.png",
+    )  # fmt: skip
+    process = subprocess.Popen(words, stdin=end, stdout=end, stderr=end, cwd=folder, env=ENVIRONMENT)
+    os.close(end)
+    said = b""
+    with contextlib.suppress(OSError):  # how Linux tells that the other side has closed
+        while part := os.read(terminal, 2**16):
+            said += part
+    os.close(terminal)
+    assert process.wait() == 0, said
+    return folder, said
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_an_odd_name(odd, name):
+    folder, said = odd
+    for suffix in (b".avi", b".png"):
+        assert os.path.getsize(os.fsencode(folder / "out") + b"/" + name + suffix) > 1000
+    written = f"in/{os.fsdecode(name).encode(errors='backslashreplace').decode()}"
+    assert [row["source"] for row in read_rows(folder / "seen.csv")].count(f"{written}.avi") == 20
+    lines = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+    assert [line["source"] for line in lines].count(f"{written}.png") == 1 and len(lines) == 21 * len(ODD_NAMES)
+    assert b"\x1b[31m" not in said and b"title\x07" not in said and b"two\r\n" not in said and b"two\\nlines" in said
+    assert cv2.imread(str(folder / "timeline.png")) is not None
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory, frame):
+    return write_video(tmp_path_factory.mktemp("long") / "long.avi", [frame] * 2000)
+
+
+def start(folder, video, trained, *options, **environment):
+    words = command("realtime_detect.py", "--source", video, "--model", trained, "--csv", "seen.csv", *options)
+    process = subprocess.Popen(
+        words, cwd=folder, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
+    table = folder / "seen.csv"
+    wait_for(lambda: table.exists() and table.read_bytes().count(b"\n") >= 40, [process])
+    return process
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "end, suffix",
+    [
+        pytest.param(signal.SIGTERM, ".mp4", marks=pytest.mark.slow),
+        (signal.SIGTERM, ".webm"),
+        (signal.SIGTERM, ".avi"),
+        (signal.SIGHUP, ".mp4"),
+    ],
+)
+def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_video, end, suffix):
+    process = start(tmp_path, long_video, trained, "--save", f"out{suffix}", "--summary", "timeline.png")
+    process.send_signal(end)
+    said, error = process.communicate(timeout=100)
+    seen = read_rows(tmp_path / "seen.csv")
+    assert [int(row["frame"]) for row in seen] == list(range(len(seen))) and all(row["surprise"] for row in seen)
+    assert (process.returncode, error) == (0, "") and "Stopped." in said and "person 1" in said
+    with Source(tmp_path / f"out{suffix}") as saved:
+        assert len(seen) - len(list(saved)) in (0, 1)  # a row comes before its frame is saved
+    assert saved.missing_seconds == 0
+    assert cv2.imread(str(tmp_path / "timeline.png")) is not None
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not shutil.which("Xvfb"), reason="needs Debian's package xvfb")
+def test_the_screen_goes_while_a_video_is_written(tmp_path, trained, long_video):
+    """The X server is killed: Qt prints a line and ends the program at once. Tables are whole; what was saved of the
+    video is in the partial file, which plays unless it is .mp4."""
+    reader, writer = os.pipe()
+    server = subprocess.Popen(["Xvfb", "-displayfd", str(writer)], pass_fds=[writer], stderr=subprocess.DEVNULL)
+    os.close(writer)
+    display = f":{os.read(reader, 10).decode().strip()}"
+    process = start(tmp_path, long_video, trained, "--save", "out.avi", "--jsonl", "seen.jsonl", DISPLAY=display)
+    server.kill()
+    server.wait()
+    said, error = process.communicate(timeout=30)
+    assert process.returncode == 1 and error.count("\n") == 1 and "X11" in error and "saved" not in said, error
+    rows = read_rows(tmp_path / "seen.csv")
+    assert [int(row["frame"]) for row in rows] == list(range(len(rows))) and len(rows) >= 39
+    lines = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(len(lines))) and len(rows) - len(lines) in (0, 1)
+    with Source(tmp_path / "out.partial.avi") as saved:
+        assert len(list(saved)) >= 5  # the last ones may not have reached the disk

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, heed_ctrl_c, write_video
+from conftest import ROOT, heed_ctrl_c, one_line, write_video
 
 from expressions import UserError
 from expressions.inference import sources
@@ -386,3 +387,17 @@ def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_t
     with Source(tmp_path / "out.avi") as video:
         assert len(list(video)) / video.fps == pytest.approx(frame.seconds, abs=0.1)
     assert frame.seconds > 1.1
+
+
+@pytest.mark.faults
+def test_what_was_seen_before_a_stream_was_lost_is_kept(detect, tmp_path, camera, monkeypatch):
+    monkeypatch.setattr(sources, "LOST_TIMEOUT", 0.7)
+    monkeypatch.setattr(sources, "STALL_TIMEOUT", 0.3)
+    names = "out.mp4", "seen.csv", "timeline.png"
+    save, table, timeline = (tmp_path / name for name in names)
+    result = detect("--source", camera.address("stops"), "--save", save, "--csv", table, "--summary", timeline)
+    assert one_line(result, "lost, and not back in 0.7 seconds") and "secret" not in "".join(result[1:])
+    assert re.search(r"/stops: \d+ frames, 0 faces, .*saved to .*out.mp4", result[1])
+    with Source(save) as video:
+        assert len(list(video)) > 5
+    assert sorted(os.listdir(tmp_path)) == sorted(names) and cv2.imread(str(timeline)) is not None

@@ -7,7 +7,8 @@ from conftest import ROOT
 
 from expressions import EMOTIONS, UNCERTAIN
 from expressions.inference.detector import HaarDetector
-from expressions.inference.tracker import Tracker, select_for_classification
+from expressions.inference.tracker import Tracker, TrackStitcher, select_for_classification
+from expressions.inference.types import Box, Face
 from expressions.training import synthetic
 
 RATE, SIDE = 30, 120  # frames a second; pixels of a face
@@ -204,3 +205,19 @@ def test_frames_of_another_size_are_another_scene(detector, faces):
     for number, gray in enumerate([small] * 5 + [large] * 5):
         [track] = tracker.update(gray, number / RATE)
     assert track.track_id == 2 and abs(track.box.x + track.box.width / 2 - 320) < 20
+
+
+def test_people_keep_their_numbers_from_one_tracker_to_the_next():
+    stitcher = TrackStitcher()
+
+    def seen(*places):
+        return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
+
+    assert [face.track_id for face in stitcher.assign_ids(seen((4, 0), (7, 200)))] == [1, 2]
+    for _ in range(3):  # they pass each other: for one frame the other one is there
+        stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
+    stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
+    stitcher.next_segment()
+    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
+    stitcher.next_segment()  # nobody was seen by both
+    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]

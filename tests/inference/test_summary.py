@@ -1,65 +1,14 @@
-"""Tables of what was seen, and the summary of who showed what for how long."""
+"""The summary of who showed what for how long, and its timeline."""
 
-import csv
-import json
-from typing import NamedTuple
+import os
+from types import SimpleNamespace
 
 import cv2
-import numpy as np
 import pytest
+from conftest import fill, one_line
+from samples import Face, Frame
 
-from expressions import EMOTIONS, UserError
 from expressions.inference.summary import Summary
-from expressions.inference.tables import COLUMNS, Table
-
-
-class Frame(NamedTuple):
-    number: int
-    seconds: float
-
-
-class Face(NamedTuple):
-    track_id: int
-    label: str
-    box: tuple = (1, 2, 30, 40)
-    confidence: float = 0.5
-    probabilities: np.ndarray = np.float32([0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_row_a_face_a_frame(tmp_path, suffix):
-    path = tmp_path / f"seen.{suffix}"
-    with Table(path, EMOTIONS) as table:
-        table.write("video, one.mp4", Frame(0, 0.0), [Face(1, "angry"), Face(2, "sad")])
-        table.write("video, one.mp4", Frame(1, 1 / 30), [])
-        table.write("video, one.mp4", Frame(2, 2 / 30), [Face(2, "sad")])
-        text = path.read_text()  # already there while the table is open
-    rows = (
-        list(csv.DictReader(text.splitlines())) if suffix == "csv" else [json.loads(row) for row in text.splitlines()]
-    )
-    assert [list(row) for row in rows] == [[*COLUMNS, *EMOTIONS]] * 3
-    assert [(int(row["frame"]), int(row["track"]), row["label"]) for row in rows] == [
-        (0, 1, "angry"), (0, 2, "sad"), (2, 2, "sad"),
-    ]  # fmt: skip
-    last = rows[-1]
-    assert last["source"] == "video, one.mp4" and float(last["seconds"]) == pytest.approx(0.067)
-    assert [int(last[name]) for name in ("x", "y", "width", "height")] == [1, 2, 30, 40]
-    assert float(last["confidence"]) == float(last["angry"]) == 0.5 and float(last["surprise"]) == 0
-
-
-@pytest.mark.faults
-def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
-    path = tmp_path / "seen.csv"
-    path.write_text("precious")
-    with pytest.raises(UserError, match="exists already"):
-        Table(path, EMOTIONS)
-    assert path.read_text() == "precious"
-    with Table(path, EMOTIONS, overwrite=True) as table:
-        assert path.read_text() == "precious"  # until there is something better
-        table.write("0", Frame(0, 0.0), [])
-        assert path.read_text().startswith("source,")
-    with pytest.raises(UserError, match="can't be written"):
-        Table(tmp_path / "none" / "seen.csv", EMOTIONS)
 
 
 def show(summary, name, labels_by_person, rate=10):
@@ -126,3 +75,26 @@ def test_what_is_kept_of_a_long_video_doesn_t_grow_with_its_frames():
     summary = Summary()
     show(summary, "a.mp4", {1: ["happy"] * 5000})
     assert len(summary.intervals["a.mp4", 1]) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_the_disk_is_full_for_a_summary(detect, video, small_disk, suffix):
+    timeline = small_disk / f"timeline{suffix}"
+    timeline.write_text("precious")
+    fill(small_disk, 0)
+    status, said, error = detect("--source", video, "--summary", timeline, "--overwrite")
+    assert one_line((status, said, error), f"--summary {timeline}", "No space left") and "person 1" in said
+    assert timeline.read_text() == "precious" and len(os.listdir(small_disk)) == 2
+
+
+@pytest.mark.faults
+def test_a_timeline_with_a_formula_for_a_name(tmp_path):
+    """matplotlib takes what stands between dollars for one, and raised where it is none."""
+    summary = Summary()
+    for name in ("$\\frac{$.mp4", "b\n\udce9.mp4"):
+        for number in range(3):
+            faces = [SimpleNamespace(track_id=1, label="happy")]
+            summary.add(name, SimpleNamespace(number=number, seconds=number / 10), faces, is_image=False)
+    summary.draw(tmp_path / "timeline.png", {})
+    assert cv2.imread(str(tmp_path / "timeline.png")) is not None and "b\\n\\udce9.mp4, person 1" in summary.describe()
