@@ -42,7 +42,7 @@ def unfit(number):
 @pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=[needs("ray"), pytest.mark.slow])])
 def test_a_task_that_kills_its_workers_is_given_up_and_no_other(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "inference"))  # where a worker finds this module
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / "tests" / place) for place in ("", "inference")))
     taken = []
 
     def tasks():
