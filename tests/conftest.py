@@ -65,6 +65,11 @@ def write_data(folder, splits=SPLITS, labels=EMOTIONS, name="{label}_{index}.png
     return folder
 
 
+def slow_but(cases, *quick):
+    """Parameters of a test, which mark all cases as slow but the quick ones, one of each kind."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 def gray_png(value=100, size=(48, 48)):
     """A PNG file's bytes."""
     return cv2.imencode(".png", np.full(size, value, np.uint8))[1].tobytes()

@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow_but
 from model_files import METADATA, load, run_limited, save_model
 
 from expressions import EMOTIONS, UserError, classifier
@@ -75,7 +75,7 @@ def test_the_temperature_of_the_file_is_applied(trained_copy):
     ("scaling", "lowest", "highest"),
     [("unit", 0, 1), ("symmetric", -1, 1), ("pixels", 0, 255), ("standardised", None, None)],
 )
-@pytest.mark.parametrize(("size", "channels"), [(48, 1), (64, 3)])
+@pytest.mark.parametrize(("size", "channels"), slow_but([(48, 1), (64, 3)], (48, 1)))
 def test_a_model_from_another_program(tmp_path, scaling, lowest, highest, size, channels):
     """Its outputs are the means of its input's upper and lower half, so they tell what it was fed."""
     layers = [keras.layers.AveragePooling2D((size // 2, size)), keras.layers.Flatten()]
@@ -181,7 +181,7 @@ def compiled(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("votes", [False, True])
+@pytest.mark.parametrize("votes", slow_but([False, True], True))
 def test_says_what_keras_says_for_any_number_of_faces(model, votes, compiled):
     if votes:
         write_votes_layer(model, *VOTES)
@@ -232,7 +232,9 @@ def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch, compiled
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "no LiteRT", "folder"])
+@pytest.mark.parametrize(
+    "damage", slow_but(["empty", "text", "cut", "flipped", "no LiteRT", "folder"], "cut", "flipped")
+)
 def test_a_damaged_file_is_as_good_as_none(model, cache, damage, compiled):
     Classifier.load(model)
     [file] = cache.iterdir()
@@ -252,7 +254,7 @@ def test_a_damaged_file_is_as_good_as_none(model, cache, damage, compiled):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("damage", ["a file in the way", "open to others", "full disk"])
+@pytest.mark.parametrize("damage", slow_but(["a file in the way", "open to others", "full disk"], "full disk"))
 def test_without_a_folder_it_is_compiled_anew(model, cache, monkeypatch, damage, compiled):
     cache.parent.mkdir(parents=True)
     if damage == "a file in the way":

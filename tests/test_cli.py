@@ -24,14 +24,14 @@ def shell(line, folder, **environment):
     "line, said",
     [
         ("$DETECT $ARGUMENTS | true; exit ${PIPESTATUS[0]}", (141, "", "")),
-        ("$DETECT $ARGUMENTS 2>&1 | true; exit ${PIPESTATUS[0]}", (141, "", "")),
+        pytest.param("$DETECT $ARGUMENTS 2>&1 | true; exit ${PIPESTATUS[0]}", (141, "", ""), marks=pytest.mark.slow),
         pytest.param(
             "$DETECT --source none.mp4 --csv b.csv 2>&1 | true; exit ${PIPESTATUS[0]}",
             (141, "", ""),
             marks=pytest.mark.slow,
         ),
         ("$DETECT $ARGUMENTS >&-", (0, "", "")),
-        ("$DETECT $ARGUMENTS >&- 2>&-", (0, "", "")),
+        pytest.param("$DETECT $ARGUMENTS >&- 2>&-", (0, "", ""), marks=pytest.mark.slow),
     ],
     ids=["pipe closed", "both pipes closed", "pipe of errors closed", "standard output closed", "both closed"],
 )
@@ -45,6 +45,7 @@ def test_nobody_listens(tmp_path, trained, video, line, said):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_head_gets_its_line(tmp_path, trained, video):
     for name in ("a", "b", "c"):
         shutil.copy(video, tmp_path / f"{name}.avi")

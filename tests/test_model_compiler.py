@@ -8,6 +8,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import slow_but
 from model_files import METADATA, STOPPED, load, refused, run_limited, save_model, small_network
 
 import realtime_detect
@@ -24,7 +25,9 @@ KERNEL = "model_weights/dense/net/dense/kernel"
 HUGE = 10**9
 
 
-@pytest.mark.parametrize("layer", [keras.layers.SeparableConv2D(4, 3), keras.layers.DepthwiseConv2D(3)])
+@pytest.mark.parametrize(
+    "layer", [keras.layers.SeparableConv2D(4, 3), pytest.param(keras.layers.DepthwiseConv2D(3), marks=pytest.mark.slow)]
+)
 def test_a_model_that_keras_2_saved(tmp_path, layer):
     path = save_model(small_network(layer), tmp_path / "old.h5")
     face = synthetic.draw_face("sad", np.random.default_rng(0))
@@ -49,6 +52,7 @@ def test_a_functional_model_with_a_skip(tmp_path):
     np.testing.assert_allclose(classifier.predict_proba([face]), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_deep_network_that_uses_a_layer_again_and_tells_no_size(tmp_path):
     taken = given = keras.Input((None, None, 1))
     relu = keras.layers.ReLU()
@@ -241,7 +245,7 @@ FILES = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", FILES)
+@pytest.mark.parametrize("fault", slow_but(FILES, "cut in half", "weights only", "a changed weight", "NaN"))
 def test_no_whole_model(model, fault):
     damage, words = FILES[fault]
     damage(model)
@@ -251,14 +255,18 @@ def test_no_whole_model(model, fault):
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("shape", "classes", "words"),
-    [
-        ((48, 32, 1), 7, "takes input"),
+    slow_but(
+        [
+            ((48, 32, 1), 7, "takes input"),
+            ((48, 48, 2), 7, "takes input"),
+            ((48,), 7, "takes input"),
+            ((8, 48, 48, 1), 7, "takes input"),
+            ((48, 48, 1), 5, "gives output"),
+            ((48, 48, 1), 8, "gives output"),
+        ],
         ((48, 48, 2), 7, "takes input"),
-        ((48,), 7, "takes input"),
-        ((8, 48, 48, 1), 7, "takes input"),
         ((48, 48, 1), 5, "gives output"),
-        ((48, 48, 1), 8, "gives output"),
-    ],
+    ),
 )
 def test_shapes_that_don_t_fit(tmp_path, shape, classes, words):
     refused(save(tmp_path / "model.h5", keras.layers.ReLU(), shape=shape, classes=classes), words)
@@ -326,7 +334,7 @@ CODE = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", CODE)
+@pytest.mark.parametrize("fault", slow_but(CODE, "in a row", "activation os.system"))
 def test_code_never_runs(model, trap, fault):
     layer, witness = json.loads(json.dumps(trap[0])), trap[1]
     configured(model, lambda config: CODE[fault](config, layer))
@@ -336,7 +344,10 @@ def test_code_never_runs(model, trap, fault):
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "key", ["kernel_initializer", "kernel_constraint", "build_config", "compile_config", "training"]
+    "key",
+    slow_but(
+        ["kernel_initializer", "kernel_constraint", "build_config", "compile_config", "training"], "kernel_initializer"
+    ),
 )
 def test_what_only_training_needs_is_never_built(model, trap, key):
     """Keras would build it or not, as it likes; here it doesn't get to see it, and the rest is a sound model."""
@@ -469,7 +480,7 @@ OBJECTS = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", OBJECTS)
+@pytest.mark.parametrize("fault", slow_but(OBJECTS, "external link", "shared groups", "huge and empty", "a long text"))
 def test_objects(model, fault):
     damage, words = OBJECTS[fault]
     link(damage)(model)
@@ -497,7 +508,8 @@ def test_arrays_that_share_their_bytes(model):
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["model_config", "facts"])
 @pytest.mark.parametrize(
-    "value", [7, [1.5, 2], ["{}", "{}"], h5py.Empty("S1"), b"\xff\xfe{}", "", "NaN", "[]", '"text"']
+    "value",
+    slow_but([7, [1.5, 2], ["{}", "{}"], h5py.Empty("S1"), b"\xff\xfe{}", "", "NaN", "[]", '"text"'], 7, "[]"),
 )
 def test_descriptions_of_odd_types(model, name, value):
     with unsealed(model) as file:
@@ -628,7 +640,7 @@ DESCRIBED = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", DESCRIBED)
+@pytest.mark.parametrize("fault", slow_but(DESCRIBED, "deep JSON", "a Dense of 10**9", "no layers"))
 def test_descriptions(model, fault):
     change, words = DESCRIBED[fault]
     if change is deep_json:
@@ -641,12 +653,21 @@ def test_descriptions(model, fault):
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "metadata",
-    [
-        *({"temperature": value} for value in ("1", [1], {}, None, 0, -1, 1e9, float("nan"), 10**400)),
-        *({"labels": value} for value in ("happy", 7, {"a": 1}, [1] * 7, [None] * 7, ["a\x1b[2J"] * 7, ["\ud800"] * 7)),
-        *({"scaling": value} for value in ("other", 1, ["unit"], {"unit": 1})),
-        *({"seed": value} for value in ("0", -1, 1.5, 2**40, [0])),
-    ],
+    slow_but(
+        [
+            *({"temperature": value} for value in ("1", [1], {}, None, 0, -1, 1e9, float("nan"), 10**400)),
+            *(
+                {"labels": value}
+                for value in ("happy", 7, {"a": 1}, [1] * 7, [None] * 7, ["a\x1b[2J"] * 7, ["\ud800"] * 7)
+            ),
+            *({"scaling": value} for value in ("other", 1, ["unit"], {"unit": 1})),
+            *({"seed": value} for value in ("0", -1, 1.5, 2**40, [0])),
+        ],
+        {"temperature": "1"},
+        {"labels": 7},
+        {"scaling": "other"},
+        {"seed": -1},
+    ),
     ids=str,
 )
 def test_metadata_of_odd_types(model, metadata):
@@ -655,7 +676,7 @@ def test_metadata_of_odd_types(model, metadata):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", ["cut in half", "NaN", "folder", "weights only"])
+@pytest.mark.parametrize("fault", slow_but(["cut in half", "NaN", "folder", "weights only"], "cut in half"))
 def test_the_scripts_say_it_in_one_line_and_end_with_2(model, fault, capsys):
     damage, words = FILES[fault]
     damage(model)
@@ -723,7 +744,7 @@ ATTACKS = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", slow_but(ATTACKS, "joined along the batch"))
 def test_attacks(model, attack):
     make, words = ATTACKS[attack]
     make(model)
@@ -731,6 +752,7 @@ def test_attacks(model, attack):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_weights_that_are_named_often(model):
     one_array_often(model)
     with pytest.raises(UserError, match=STOPPED):

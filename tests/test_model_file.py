@@ -10,6 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import slow_but
 from model_files import METADATA, STOPPED, load, refused, save_model, small_network
 
 from expressions import EMOTIONS, UserError, model_file
@@ -97,12 +98,14 @@ def endless(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_file_that_hdf5_never_ends_to_read(endless):
     refused(endless, STOPPED, seconds=2)
 
 
 # the process itself
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_process_that_takes_too_long_is_stopped(endless, monkeypatch):
     monkeypatch.setattr(model_file, "MAX_SECONDS", 2)
     for read in (Classifier.load, read_metadata, read_weights):
@@ -115,14 +118,18 @@ def test_a_process_that_takes_too_long_is_stopped(endless, monkeypatch):
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "work",
-    [
-        "while True: pass",
+    slow_but(
+        [
+            "while True: pass",
+            "bytearray(2**33)",
+            "open(os.environ['TMPDIR'] + '/big', 'wb').truncate(2**40)",
+            "os.write(1, b'x'); os.abort()",
+            "os._exit(0)",
+            "",
+        ],
         "bytearray(2**33)",
-        "open(os.environ['TMPDIR'] + '/big', 'wb').truncate(2**40)",
-        "os.write(1, b'x'); os.abort()",
-        "os._exit(0)",
         "",
-    ],
+    ),
 )
 def test_the_process_has_limits(model, monkeypatch, work):
     """As where HDF5 or TensorFlow believe a damaged file that tells them to take any time, memory or disk."""
@@ -145,6 +152,7 @@ def test_the_process_has_limits(model, monkeypatch, work):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_code_in_the_working_directory_never_runs(model, tmp_path, monkeypatch):
     """A stranger's model may come in a folder with files that are called like libraries."""
     for name in ("h5py", "json", "numpy"):

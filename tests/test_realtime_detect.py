@@ -23,6 +23,7 @@ from conftest import (
     needs_xvfb,
     read_rows,
     run,
+    slow_but,
     wait_for,
     write_video,
     x_server,
@@ -250,6 +251,7 @@ def ask_to_close(screen, window):
 
 
 @needs_xvfb
+@pytest.mark.slow
 def test_the_keys_of_a_real_window(screen, trained, video, tmp_path):
     """Pause, bars, mirror, the line of keys hidden; each image saved differs as it should from the one before."""
     process = subprocess.Popen(
@@ -280,7 +282,7 @@ def test_the_keys_of_a_real_window(screen, trained, video, tmp_path):
 
 
 @needs_xvfb
-@pytest.mark.parametrize("way", ["q", "Escape", "close", "Ctrl-C"])
+@pytest.mark.parametrize("way", slow_but(["q", "Escape", "close", "Ctrl-C"], "q"))
 @pytest.mark.faults
 def test_a_real_window_closes_on_a_real_key_or_its_x(screen, trained, photo, way):
     environment = os.environ | {"DISPLAY": screen}
@@ -373,9 +375,9 @@ def start(folder, video, trained, *options, **environment):
     "end, suffix",
     [
         pytest.param(signal.SIGTERM, ".mp4", marks=pytest.mark.slow),
-        (signal.SIGTERM, ".webm"),
+        pytest.param(signal.SIGTERM, ".webm", marks=pytest.mark.slow),
         (signal.SIGTERM, ".avi"),
-        (signal.SIGHUP, ".mp4"),
+        pytest.param(signal.SIGHUP, ".mp4", marks=pytest.mark.slow),
     ],
 )
 def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_video, end, suffix):
@@ -393,6 +395,7 @@ def test_a_program_that_is_ended_ends_well(tmp_path, trained, long_video, end, s
 
 @pytest.mark.faults
 @pytest.mark.skipif(not shutil.which("Xvfb"), reason="needs Debian's package xvfb")
+@pytest.mark.slow
 def test_the_screen_goes_while_a_video_is_written(tmp_path, trained, long_video):
     """The X server is killed: Qt prints a line and ends the program at once. Tables are whole; what was saved of the
     video is in the partial file, which plays unless it is .mp4."""

@@ -25,6 +25,7 @@ def test_a_window_without_a_screen(monkeypatch, display):
 
 
 @needs_xvfb
+@pytest.mark.slow
 def test_the_keys_of_a_window(tmp_path):
     """Real keys: an arrow is none, though waitKey would call it a Q. And a large image gets a window for a screen."""
     (tmp_path / "show.py").write_text(f"""

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, heed_ctrl_c, one_line, write_video
+from conftest import ROOT, heed_ctrl_c, one_line, slow_but, write_video
 
 from expressions import UserError
 from expressions.inference import sources
@@ -165,7 +165,7 @@ def test_a_broken_frame_is_skipped_and_counted(camera):
     assert 1 <= source.skipped <= 4 and camera.connections == 1
 
 
-@pytest.mark.parametrize("way", ["returns", "hangs", "garbles", "bursts"])
+@pytest.mark.parametrize("way", slow_but(["returns", "hangs", "garbles", "bursts"], "returns"))
 @pytest.mark.faults
 def test_a_lost_stream_is_opened_again(camera, impatient, way):
     with Source(camera.address(way)) as source:
@@ -176,6 +176,7 @@ def test_a_lost_stream_is_opened_again(camera, impatient, way):
 
 @pytest.mark.parametrize("way, sizes", [("grows", {(96, 256)}), ("returns%20larger", {(96, 256), (384, 512)})])
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes):
     """In the middle of a stream OpenCV keeps to the first size. Either way the frames are told apart, and recorded."""
     with Source(camera.address(way)) as source, Recorder(tmp_path / "out.avi", source) as recorder:
@@ -190,7 +191,7 @@ def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes)
         assert {frame.image.shape for frame in video} == {(96, 256, 3)}
 
 
-@pytest.mark.parametrize("way", ["stops", "stalls", "spoils"])
+@pytest.mark.parametrize("way", slow_but(["stops", "stalls", "spoils"], "stalls"))
 @pytest.mark.faults
 def test_a_stream_that_stays_lost_is_one_clear_line(camera, impatient, way):
     with pytest.raises(UserError) as error, Source(camera.address(way)) as source:
@@ -203,7 +204,10 @@ def test_a_stream_that_stays_lost_is_one_clear_line(camera, impatient, way):
     )
 
 
-@pytest.mark.parametrize("way", ["mute", "missing", "mute.mp4", "missing.mp4", "garbage", "garbage.mp4", "garbage.jpg"])
+@pytest.mark.parametrize(
+    "way",
+    slow_but(["mute", "missing", "mute.mp4", "missing.mp4", "garbage", "garbage.mp4", "garbage.jpg"], "missing"),
+)
 @pytest.mark.faults
 def test_a_stream_that_can_t_be_opened_is_one_clear_line(camera, impatient, way, capfd, monkeypatch):
     if way.startswith("missing"):  # that is known at once
@@ -223,7 +227,7 @@ def test_nobody_at_the_address(impatient):
             Source(f"rtsp://127.0.0.1:{unused.getsockname()[1]}/x")
 
 
-@pytest.mark.parametrize("way", ["stalls", "mute"])
+@pytest.mark.parametrize("way", slow_but(["stalls", "mute"], "stalls"))
 @pytest.mark.faults
 def test_ctrl_c_ends_a_program_whose_stream_stalls(camera, way):
     code = f"""
@@ -300,6 +304,7 @@ def rtsp_server():
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_an_rtsp_stream(rtsp_server, monkeypatch):
     process, address = rtsp_server
     with pytest.raises(UserError, match="lost, and not back"), Source(address) as source:

@@ -7,7 +7,7 @@ import subprocess
 import cv2
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, WITHOUT_PRIVILEGES, command, needs_root, one_line, read_rows, run
+from conftest import ENVIRONMENT, WITHOUT_PRIVILEGES, command, needs_root, one_line, read_rows, run, slow_but
 
 from expressions.inference.sources import Source
 
@@ -58,7 +58,8 @@ def test_a_run_that_does_not_begin_leaves_old_results_and_no_new_ones(detect, tm
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "option, name", [("csv", "a.csv"), ("jsonl", "a.jsonl"), ("save", "a.avi"), ("summary", "a.png")]
+    "option, name",
+    slow_but([("csv", "a.csv"), ("jsonl", "a.jsonl"), ("save", "a.avi"), ("summary", "a.png")], ("save", "a.avi")),
 )
 @needs_root
 def test_no_leave_to_write(tmp_path, trained, video, option, name):
@@ -74,7 +75,7 @@ def test_no_leave_to_write(tmp_path, trained, video, option, name):
 
 @pytest.mark.faults
 @needs_root
-@pytest.mark.parametrize("name", ["seen.csv", "out.avi"])
+@pytest.mark.parametrize("name", slow_but(["seen.csv", "out.avi"], "seen.csv"))
 def test_no_leave_to_write_over_a_file(tmp_path, trained, video, name):
     path = tmp_path / name
     path.write_text("precious")

@@ -19,6 +19,7 @@ from conftest import (
     fill,
     heed_ctrl_c,
     one_line,
+    slow_but,
     write_video,
 )
 from samples import FRAMES, gray, levels, needs_ffmpeg, record_video, video_source, write_image
@@ -147,7 +148,7 @@ with Recorder({str(path)!r}, source, overwrite=True) as recorder:
     return process.communicate(timeout=120)[1]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
+@pytest.mark.parametrize("suffix", slow_but(VIDEO_SUFFIXES, ".avi"))
 @pytest.mark.faults
 def test_ctrl_c_leaves_a_whole_video(tmp_path, suffix):
     path = record_video(tmp_path / f"video{suffix}")
@@ -157,7 +158,7 @@ def test_ctrl_c_leaves_a_whole_video(tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
+@pytest.mark.parametrize("suffix", slow_but(VIDEO_SUFFIXES, ".avi"))
 @pytest.mark.parametrize("end", [signal.SIGKILL, None], ids=["kill -9", "disk full"])
 @pytest.mark.faults
 def test_what_could_not_be_ended_lies_beside_the_good_old_video(tmp_path, end, suffix):
@@ -186,7 +187,7 @@ def test_a_video_of_a_size_that_a_codec_may_not_have(detect, tmp_path, kind, suf
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", slow_but(VIDEO_SUFFIXES, ".avi"))
 def test_the_disk_is_full_for_a_video(detect, tmp_path, small_disk, suffix):
     """It ends in time to be playable; the old one is as it was."""
     random = np.random.default_rng(0)

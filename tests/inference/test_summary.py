@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import cv2
 import pytest
-from conftest import fill, one_line
+from conftest import fill, one_line, slow_but
 from samples import Face, Frame
 
 from expressions.inference.summary import Summary
@@ -78,7 +78,7 @@ def test_what_is_kept_of_a_long_video_doesn_t_grow_with_its_frames():
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+@pytest.mark.parametrize("suffix", slow_but([".png", ".pdf", ".svg"], ".png"))
 def test_the_disk_is_full_for_a_summary(detect, video, small_disk, suffix):
     timeline = small_disk / f"timeline{suffix}"
     timeline.write_text("precious")

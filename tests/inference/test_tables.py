@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import cv2
 import pytest
-from conftest import fill, one_line, read_rows, write_video
+from conftest import fill, one_line, read_rows, slow_but, write_video
 from samples import Face, Frame
 
 from expressions import EMOTIONS, UserError
@@ -50,7 +50,7 @@ def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", slow_but([".csv", ".jsonl"], ".csv"))
 def test_the_disk_is_full_for_a_table(detect, tmp_path, frame, small_disk, suffix):
     """It ends with whole rows, as many as there was room for."""
     fill(small_disk, 8192)

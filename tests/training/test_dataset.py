@@ -108,6 +108,7 @@ def test_the_same_image_under_two_labels_and_in_two_splits(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_ten_thousand_files(tmp_path):
     """Hard links to two hundred images, each of which stands there 51 times."""
     random = np.random.default_rng(0)
