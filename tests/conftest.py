@@ -252,7 +252,10 @@ def detect(trained, monkeypatch, capfd):
 
     def detect(*arguments):
         capfd.readouterr()
-        status = realtime_detect.main(["--model", str(trained), *map(str, arguments)])
+        try:
+            status = realtime_detect.main(["--model", str(trained), *map(str, arguments)])
+        except SystemExit as error:  # of an option that is none
+            status = error.code
         return status, *capfd.readouterr()
 
     return detect

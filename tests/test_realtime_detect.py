@@ -44,25 +44,23 @@ def test_an_image_comes_back_with_box_and_label(tmp_path, trained, photo, frame)
     assert 60 < rows[0] < 200 and 300 < rows[-1] < 440 and 150 < columns[0] < 260 and 380 < columns[-1] < 480
 
 
-def test_a_video_comes_back_frame_by_frame(tmp_path, trained, video):
-    result = run("realtime_detect.py", "--source", video, "--model", trained, "--save", tmp_path / "out.mp4")
-    assert result.returncode == 0, result.stderr
+def test_a_video_comes_back_frame_by_frame(detect, tmp_path, video):
+    status, said, error = detect("--source", video, "--save", tmp_path / "out.mp4")
+    assert status == 0, error
     with Source(tmp_path / "out.mp4") as source:
         assert source.fps == pytest.approx(10)
         frames = list(source)
     assert len(frames) == 20 and frames[0].image.shape == (480, 640, 3)
-    assert "20 frames" in result.stdout
+    assert "20 frames" in said
 
 
-def test_a_video_s_results(tmp_path, trained, video):
+def test_a_video_s_results(detect, tmp_path, video):
     """The table has a row for each frame, of one person who moves to the right; the rest agrees with it."""
     names = "out.webm", "seen.csv", "seen.jsonl", "timeline.png"
     saved, table, lines, timeline = (tmp_path / name for name in names)
-    result = run(
-        "realtime_detect.py", "--source", video, "--model", trained, "--bars",
-        "--save", saved, "--csv", table, "--jsonl", lines, "--summary", timeline,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    outputs = "--save", saved, "--csv", table, "--jsonl", lines, "--summary", timeline
+    status, said, error = detect("--source", video, "--bars", *outputs)
+    assert status == 0, error
     rows = read_rows(table)
     assert [int(row["frame"]) for row in rows] == list(range(20)) and {row["track"] for row in rows} == {"1"}
     assert [float(row["seconds"]) for row in rows] == pytest.approx(np.arange(20) / 10, abs=0.002)
@@ -71,27 +69,27 @@ def test_a_video_s_results(tmp_path, trained, video):
     likeliest = [max(EMOTIONS, key=lambda label: float(row[label])) for row in rows]
     assert all(row["label"] in (label, "uncertain") for row, label in zip(rows, likeliest, strict=True))
     assert [json.loads(line)["label"] for line in lines.read_text().splitlines()] == [row["label"] for row in rows]
-    assert "person 1, 1.9 s: " in result.stdout and cv2.imread(str(timeline)) is not None
+    assert "person 1, 1.9 s: " in said and cv2.imread(str(timeline)) is not None
     with Source(saved) as source:
         assert len(list(source)) == 20
 
 
 @pytest.mark.faults
-def test_a_folder_comes_back_as_a_folder_without_what_is_broken(tmp_path, trained, photo, video):
+def test_a_folder_comes_back_as_a_folder_without_what_is_broken(detect, tmp_path, photo, video):
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(photo, folder / "2.png")
     shutil.copy(video, folder / "10.avi")
     (folder / "3.png").write_text("no picture")
-    arguments = "--source", folder, "--model", trained, "--save", tmp_path / "out", "--csv", tmp_path / "seen.csv"
-    result = run("realtime_detect.py", *arguments)
-    assert result.returncode == 2 and "3.png: not an image" in result.stderr and "1 of 3" in result.stderr
+    arguments = "--source", folder, "--save", tmp_path / "out", "--csv", tmp_path / "seen.csv"
+    status, _, error = detect(*arguments)
+    assert status == 2 and "3.png: not an image" in error and "1 of 3" in error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["10.avi", "2.png"]
     rows = read_rows(tmp_path / "seen.csv")
     assert len(rows) == 21 and rows[0]["source"].endswith("2.png") and rows[-1]["source"].endswith("10.avi")
-    again = run("realtime_detect.py", *arguments)  # nothing is written over unless asked
-    assert again.returncode == 2 and "exists already" in again.stderr and read_rows(tmp_path / "seen.csv") == rows
-    assert "3.png" in run("realtime_detect.py", *arguments, "--overwrite").stderr
+    status, _, error = detect(*arguments)  # nothing is written over unless asked
+    assert status == 2 and "exists already" in error and read_rows(tmp_path / "seen.csv") == rows
+    assert "3.png" in detect(*arguments, "--overwrite")[2]
 
 
 @pytest.mark.faults

@@ -136,10 +136,10 @@ def test_workers_that_are_killed(started, expected, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_dangling_link_first_is_one_failure(material, trained, tmp_path):
+def test_a_dangling_link_first_is_one_failure(photo, trained, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").symlink_to("nowhere")
-    shutil.copy(material / "me.png", tmp_path / "in")
+    shutil.copy(photo, tmp_path / "in")
     words = "--source", tmp_path / "in", "--model", trained, "--csv", tmp_path / "out", "--workers", 2
     result = run("realtime_detect.py", *words)
     assert result.returncode == 1 and "a.png" in result.stderr and "1 files: " in result.stdout, result.stderr
@@ -222,22 +222,24 @@ def test_parquet_has_what_csv_has(material, expected, trained, tmp_path):
         assert {name: type(value)(wanted[name]) for name, value in row.items()} == row
 
 
-def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_path):
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    shutil.copy(material / "me.png", tmp_path / "in" / "deep")
-    names = ["in/deep/me.png", "", str(material / "me.png"), "in/deep/me.png", "in/none.png", "/dev/video98"]
-    (tmp_path / "list.txt").write_text("\n".join(names))
+def test_a_list_names_files_once_each_wherever_they_lie(detect, photo, trained, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    (here / "in" / "deep").mkdir(parents=True)
+    shutil.copy(photo, here / "in" / "deep")
+    names = ["in/deep/me.png", "", str(photo), "in/deep/me.png", "in/none.png", "/dev/video98"]
+    (here / "list.txt").write_text("\n".join(names))
     arguments = "--source", "list.txt", "--model", trained, "--workers", 1, "--csv", "results"
-    result = run("realtime_detect.py", *arguments, folder=tmp_path)
+    result = run("realtime_detect.py", *arguments, folder=here)
     assert result.returncode == 1 and "none.png: No such file" in result.stderr
     assert "/dev/video98: is no file; --workers" in result.stderr  # a camera would never end
-    index = read_rows(tmp_path / "results" / "index.csv")
+    index = read_rows(here / "results" / "index.csv")
     assert [row["source"] for row in index] == [names[0], names[2]]
     assert index[0]["result"] == "in/deep/me.png.csv" and index[1]["result"].startswith("__/")
     for row in index:
-        assert read_rows(tmp_path / "results" / row["result"])[0]["source"] == row["source"]
-    one = run("realtime_detect.py", "--source", "list.txt", "--model", trained, "--csv", "all.csv", folder=tmp_path)
-    assert one.returncode == 2 and [row["source"] for row in read_rows(tmp_path / "all.csv")] == names[:1] + names[2:4]
+        assert read_rows(here / "results" / row["result"])[0]["source"] == row["source"]
+    monkeypatch.chdir(here)
+    assert detect("--source", "list.txt", "--csv", "all.csv")[0] == 2
+    assert [row["source"] for row in read_rows("all.csv")] == names[:1] + names[2:4]
 
 
 @pytest.mark.faults
@@ -267,7 +269,8 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         ),
     ],
 )
-def test_what_can_not_be(material, trained, tmp_path, arguments, message):
+def test_what_can_not_be(detect, photo, trained, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
     for name, text in (("full", OTHERS), ("torn", "\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.csv").write_text(text)
@@ -282,9 +285,9 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, message):
         "torn": tmp_path / "torn",
     }
     given = [argument.format(**places) for argument in arguments]
-    source = [] if "--source" in given else ["--source", material]
-    result = run("realtime_detect.py", *source, "--model", trained, *given, folder=tmp_path)
-    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+    source = [] if "--source" in given else ["--source", photo]
+    status, _, error = detect(*source, *given)
+    assert status == 2 and message in error and "Traceback" not in error, error
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
 
 

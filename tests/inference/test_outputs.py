@@ -7,17 +7,18 @@ import subprocess
 import cv2
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, WITHOUT_PRIVILEGES, command, needs_root, one_line, read_rows, run, slow_but
+from conftest import ENVIRONMENT, WITHOUT_PRIVILEGES, command, needs_root, one_line, read_rows, slow_but
 
 from expressions.inference.sources import Source
 
 
-def test_images_of_one_name_in_several_folders_are_saved_in_as_many(tmp_path, trained, photo):
+def test_images_of_one_name_in_several_folders_are_saved_in_as_many(detect, tmp_path, photo, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for folder in ("in/one", "in/two/three"):
         (tmp_path / folder).mkdir(parents=True)
         shutil.copy(photo, tmp_path / folder)
-    result = run("realtime_detect.py", "--source", "in/**/*.png", "--model", trained, "--save", "out", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
+    status, _, error = detect("--source", "in/**/*.png", "--save", "out")
+    assert status == 0, error
     saved = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
     assert saved == ["one/me.png", "two/three/me.png"]
 
