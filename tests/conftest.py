@@ -66,8 +66,13 @@ def write_data(folder, splits=SPLITS, labels=EMOTIONS, name="{label}_{index}.png
 
 
 def slow_but(cases, *quick):
-    """Parameters of a test, which mark all cases as slow but the quick ones, one of each kind."""
-    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    """Parameters of a test that mark all cases as slow but the quick ones; a tuple is a case of several arguments."""
+
+    def parameter(case):
+        values = case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=[] if case in quick else pytest.mark.slow)
+
+    return [parameter(case) for case in cases]
 
 
 def gray_png(value=100, size=(48, 48)):
