@@ -211,7 +211,7 @@ def test_a_stream_that_stays_lost_is_one_clear_line(camera, impatient, way):
 @pytest.mark.faults
 def test_a_stream_that_can_t_be_opened_is_one_clear_line(camera, impatient, way, capfd, monkeypatch):
     if way.startswith("missing"):  # that is known at once
-        monkeypatch.setattr(sources, "LOST_AFTER", 30)
+        monkeypatch.setattr(sources, "LOST_TIMEOUT", 30)
     began = time.perf_counter()
     with pytest.raises(UserError, match=f"^http://127.*/{way}: (can't be opened|not a.*); look at the network"):
         Source(camera.address(way))
@@ -234,7 +234,7 @@ def test_ctrl_c_ends_a_program_whose_stream_stalls(camera, way):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from expressions.inference import sources
-sources.LOST_AFTER = sources.STALLED_AFTER = 60  # much longer than the test waits
+sources.LOST_TIMEOUT = sources.STALL_TIMEOUT = 60  # much longer than the test waits
 print("on", flush=True)
 with sources.Source({camera.address(way)!r}) as source:
     for frame in source:
