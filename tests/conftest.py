@@ -4,12 +4,15 @@ import contextlib
 import csv
 import importlib.util
 import os
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import expressions  # noqa: F401  before OpenCV, as in the programs, for it bounds what OpenCV unpacks
@@ -19,6 +22,7 @@ import cv2
 import numpy as np
 import pytest
 
+import realtime_detect
 from expressions import EMOTIONS
 from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.training import synthetic
@@ -30,10 +34,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # before a command: takes from root what lets it read and write everything
 WITHOUT_PRIVILEGES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if shutil.which("setpriv") else []
 SPLITS = {"train": 8, "validation": 3}  # images per class
+VIDEO_SUFFIXES = [".mp4", ".webm", ".avi"]
+# without a screen, and without what the project's modules have set in this process
+ENVIRONMENT = {
+    key: value for key, value in os.environ.items() if not re.match("DISPLAY|WAYLAND_DISPLAY|OPENCV_|TF_", key)
+}
 # These are marks, for a test that skips itself does so after its fixtures were built.
 needs_xvfb = pytest.mark.skipif(
     not (shutil.which("Xvfb") and shutil.which("xdotool")), reason="needs Debian's packages xvfb and xdotool"
 )
+needs_root = pytest.mark.skipif(not WITHOUT_PRIVILEGES or os.geteuid() != 0, reason="needs root, and Debian's setpriv")
 
 
 def needs(module):
@@ -53,6 +63,44 @@ def write_data(folder, splits=SPLITS, labels=EMOTIONS, name="{label}_{index}.png
                 face = synthetic.draw_face(EMOTIONS[number % len(EMOTIONS)], random)
                 cv2.imwrite(str(place / name.format(label=label, index=index)), face)
     return folder
+
+
+def slow_but(cases, *quick):
+    """Parameters of a test that mark all cases as slow but the quick ones; a tuple is a case of several arguments."""
+
+    def parameter(case):
+        values = case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=[] if case in quick else pytest.mark.slow)
+
+    return [parameter(case) for case in cases]
+
+
+def gray_png(value=100, size=(48, 48)):
+    """A PNG file's bytes."""
+    return cv2.imencode(".png", np.full(size, value, np.uint8))[1].tobytes()
+
+
+def large_png(width, height, depth=8):
+    """A PNG file of black pixels, gray, of so many bits each; as small as a bomb is."""
+    packer, row = zlib.compressobj(9), b"\0" * (1 + width * depth // 8)
+    packed = b"".join([*(packer.compress(row) for _ in range(height)), packer.flush()])
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def write_images(
+    root, names=("train/happy/a.png", "train/sad/b.png", "validation/happy/c.png", "validation/sad/d.png")
+):
+    """Write an image of its own under each name; returns the folder."""
+    for value, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gray_png(10 * value + 5))
+    return root
 
 
 def command(script, *arguments):
@@ -76,8 +124,8 @@ def run(script, *arguments, display=None, folder=None):
     )
 
 
-def write_film(path, images, rate=10, codec="MJPG"):
-    """Write a film of images, BGR uint8 (height, width, 3); returns its path."""
+def write_video(path, images, rate=10, codec="MJPG"):
+    """Write a video of images, BGR uint8 (height, width, 3); returns its path."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, images[0].shape[1::-1])
     for image in images:
         writer.write(image)
@@ -89,6 +137,22 @@ def read_rows(path):
     """The rows of a table, dictionaries."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def one_line(result, *words):
+    """Whether a run ended with status 2 and one line on standard error that holds these words."""
+    status, _, error = result
+    assert status == 2 and error.count("\n") == 1 and "Traceback" not in error, result
+    assert all(word in error for word in words), error
+    return True
+
+
+def fill(folder, leave=0):
+    """Fill the disk of a folder but for so many bytes."""
+    free = shutil.disk_usage(folder).free - leave
+    with open(folder / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        for _ in range(free // 4096):
+            file.write(bytes(4096))
 
 
 def wait_for(happened, processes=(), seconds=120):
@@ -117,6 +181,23 @@ def x_server(screen="1280x800x24"):
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(autouse=True)
+def in_time(request):
+    """What hangs is a failure."""
+    if not hasattr(signal, "SIGALRM"):  # on Windows
+        yield
+        return
+
+    def out_of_time(*_):
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, out_of_time)
+    signal.alarm(1200 if request.node.get_closest_marker("slow") else 240)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +243,29 @@ def trained(build_once, data_folder):
     return build_once("trained", train) / "small.h5"
 
 
+@pytest.fixture
+def trained_copy(trained, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copy(trained, tmp_path / "model.h5")
+
+
+@pytest.fixture
+def detect(trained, monkeypatch, capfd):
+    """Run realtime_detect.py in this process, without a screen. Returns its status, output and errors."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def detect(*arguments):
+        capfd.readouterr()
+        try:
+            status = realtime_detect.main(["--model", str(trained), *map(str, arguments)])
+        except SystemExit as error:  # of an option that is none
+            status = error.code
+        return status, *capfd.readouterr()
+
+    return detect
+
+
 @pytest.fixture(scope="session")
 def frame():
     """A frame of a camera with one drawn, happy face in it, 240 pixels wide, its left upper corner at (200, 120)."""
@@ -171,10 +275,17 @@ def frame():
 
 
 @pytest.fixture
-def picture(tmp_path, frame):
+def photo(tmp_path, frame):
     """The file of that frame."""
     cv2.imwrite(str(tmp_path / "me.png"), frame)
     return tmp_path / "me.png"
+
+
+@pytest.fixture(scope="session")
+def video(build_once, frame):
+    """The file of a video of twenty frames in which the face moves to the right."""
+    images = [np.roll(frame, index * 3, axis=1) for index in range(20)]
+    return build_once("video", lambda folder: write_video(folder / "video.avi", images)) / "video.avi"
 
 
 @pytest.fixture

@@ -1,39 +1,26 @@
-"""The model file: what it tells of itself, and which files are refused before anything in them is built."""
+"""The classifier: what it says of faces, and the compiled network that it keeps for the next start."""
 
-import json
+import os
 import shutil
+import subprocess
+import sys
 
 import h5py
 import keras
 import numpy as np
 import pytest
-from limited import load
+from conftest import ROOT, slow_but
+from model_files import METADATA, load, run_limited, save_model
 
-from expressions import EMOTIONS, UserError
+from expressions import EMOTIONS, UserError, classifier
 from expressions.classifier import Classifier
 from expressions.model_compiler import complete_network
 from expressions.model_file import (
-    convert_to_float16,
     read_metadata,
-    read_weights,
     write_metadata,
     write_votes_layer,
 )
 from expressions.training import synthetic
-
-METADATA = {"labels": list(EMOTIONS), "scaling": "unit"}
-
-
-@pytest.fixture
-def model(trained, tmp_path):
-    return shutil.copy(trained, tmp_path / "model.h5")
-
-
-def save(network, path, metadata=METADATA):
-    network.save(path)
-    if metadata:
-        write_metadata(path, metadata)
-    return path
 
 
 def test_probabilities_of_any_number_of_faces(trained):
@@ -53,15 +40,9 @@ def test_the_network_in_memory_says_what_its_file_says(trained):
     np.testing.assert_allclose(Classifier(network, read_metadata(trained)).predict_proba(faces), expected, atol=1e-5)
 
 
-def test_the_weights_of_a_file_are_those_that_keras_reads(trained):
-    weights, votes = read_weights(trained)
-    expected = keras.models.load_model(trained, compile=False).get_weights()
-    assert votes is None and all((one == other).all() for one, other in zip(weights, expected, strict=True))
-
-
 @pytest.mark.faults
-def test_an_output_that_is_no_row_for_each_face(model):
-    classifier = load(model)
+def test_an_output_that_is_no_row_for_each_face(trained_copy):
+    classifier = load(trained_copy)
     right = classifier.network.predict_on_batch
     classifier.network.predict_on_batch = lambda inputs: np.concatenate([right(inputs)] * 2)
     with pytest.raises(UserError, match="no numbers"):
@@ -74,40 +55,6 @@ def test_faces_of_mixed_sizes_in_one_call(trained):
     np.testing.assert_allclose(mixed[0], mixed[1], atol=1e-6)
 
 
-def test_the_file_tells_everything_about_itself(trained):
-    metadata = read_metadata(trained)
-    assert metadata["labels"] == list(EMOTIONS)
-    assert metadata["scaling"] == "unit" and 0.1 <= metadata["temperature"] <= 10
-    assert metadata["network"] == "compact" and metadata["parameters"] == 1167015
-    assert {"single view", "with mirrored view"} <= set(metadata["metrics"])
-    assert metadata["metrics"]["single view"]["n"] == 21
-    assert len(metadata["fingerprint"]) == 16 and keras.__version__ in metadata["versions"]
-
-
-@pytest.mark.faults
-def test_weights_without_a_network(tmp_path, trained):
-    keras.models.load_model(trained, compile=False).save_weights(tmp_path / "only.weights.h5")
-    with pytest.raises(UserError, match="weights but no network"):
-        load(tmp_path / "only.weights.h5")
-
-
-@pytest.mark.faults
-def test_no_facts_or_damaged_ones(model):
-    for facts, words in (
-        (None, "doesn't tell"),
-        ('{"labels": []}', "doesn't tell"),
-        ("{", "damaged"),
-        ("[]", "damaged"),
-    ):
-        with h5py.File(model, "r+") as file:
-            del file.attrs["facts"], file.attrs["digest"]
-            if facts:
-                file.attrs["facts"] = facts
-        with pytest.raises(UserError, match=words):
-            load(model)
-        write_metadata(model, METADATA)
-
-
 def test_the_mirrored_view_is_averaged_in(trained):
     classifier = load(trained)
     faces, _ = synthetic.draw_faces(2, seed=9)
@@ -115,25 +62,25 @@ def test_the_mirrored_view_is_averaged_in(trained):
     np.testing.assert_allclose(classifier.predict_proba(faces, flip_tta=True), expected, atol=1e-5)
 
 
-def test_the_temperature_of_the_file_is_applied(model):
+def test_the_temperature_of_the_file_is_applied(trained_copy):
     faces, _ = synthetic.draw_faces(2, seed=9)
-    write_metadata(model, METADATA)
-    plain = load(model).predict_proba(faces)
-    write_metadata(model, METADATA | {"temperature": 2})
+    write_metadata(trained_copy, METADATA)
+    plain = load(trained_copy).predict_proba(faces)
+    write_metadata(trained_copy, METADATA | {"temperature": 2})
     expected = np.sqrt(plain) / np.sqrt(plain).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(load(model).predict_proba(faces), expected, atol=1e-5)
+    np.testing.assert_allclose(load(trained_copy).predict_proba(faces), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("scaling", "lowest", "highest"),
     [("unit", 0, 1), ("symmetric", -1, 1), ("pixels", 0, 255), ("standardised", None, None)],
 )
-@pytest.mark.parametrize(("size", "channels"), [(48, 1), (64, 3)])
+@pytest.mark.parametrize(("size", "channels"), slow_but([(48, 1), (64, 3)], (48, 1)))
 def test_a_model_from_another_program(tmp_path, scaling, lowest, highest, size, channels):
     """Its outputs are the means of its input's upper and lower half, so they tell what it was fed."""
     layers = [keras.layers.AveragePooling2D((size // 2, size)), keras.layers.Flatten()]
     network = keras.Sequential([keras.Input((size, size, channels)), *layers])
-    path = save(network, tmp_path / "other.h5", metadata=None)
+    path = save_model(network, tmp_path / "other.h5", metadata=None)
     labels = [f"{half} {channel}" for half in ("upper", "lower") for channel in range(channels)]
     classifier = load(path, labels=labels, scaling=scaling)
     face = np.zeros((48, 48), np.uint8)
@@ -149,49 +96,9 @@ def test_a_model_from_another_program(tmp_path, scaling, lowest, highest, size, 
     assert (probabilities[channels:] > probabilities[:channels]).all()
 
 
-@pytest.mark.parametrize("layer", [keras.layers.SeparableConv2D(4, 3), keras.layers.DepthwiseConv2D(3)])
-def test_a_model_that_keras_2_saved(tmp_path, layer):
-    path = save(network(layer), tmp_path / "old.h5")
-    face = synthetic.draw_face("sad", np.random.default_rng(0))
-    expected = load(path).predict_proba([face])
-    with h5py.File(path, "r+") as file:
-        config = json.loads(file.attrs["model_config"])
-        config["config"]["layers"][1]["config"] |= {"groups": 1, "kernel_initializer": None, "kernel_regularizer": None}
-        file.attrs["model_config"] = json.dumps(config)
-    write_metadata(path, METADATA)
-    np.testing.assert_array_equal(load(path).predict_proba([face]), expected)
-
-
-def test_a_functional_model_with_a_skip(tmp_path):
-    """Its layer has the name that Keras gives the first one of a process."""
-    taken = keras.Input((48, 48, 1))
-    once = keras.layers.Conv2D(4, 3, padding="same")(taken)
-    joined = keras.layers.Add(name="add")([once, keras.layers.Conv2D(4, 3, padding="same")(once)])
-    given = keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(joined))
-    built = keras.Model(taken, given)
-    classifier = load(save(built, tmp_path / "skip.h5"))
-    face = synthetic.draw_face("sad", np.random.default_rng(0))
-    expected = built(classifier.inputs([face]))
-    np.testing.assert_allclose(classifier.predict_proba([face]), expected, atol=1e-6)
-
-
-def test_a_deep_network_that_uses_a_layer_again_and_tells_no_size(tmp_path):
-    taken = given = keras.Input((None, None, 1))
-    relu = keras.layers.ReLU()
-    for _ in range(70):
-        given = relu(keras.layers.Conv2D(1, 1)(given))
-    inner = keras.Sequential([keras.Input((None, None, 1)), keras.layers.GlobalAveragePooling2D()])
-    built = keras.Model(taken, keras.layers.Dense(7)(inner(given)))
-    classifier = load(save(built, tmp_path / "deep.h5"))
-    face = synthetic.draw_face("sad", np.random.default_rng(0))
-    assert classifier.size == 48
-    expected = np.exp(built(classifier.inputs([face])))
-    np.testing.assert_allclose(classifier.predict_proba([face]), expected / expected.sum(), atol=1e-6)
-
-
 @pytest.mark.faults
-def test_outputs_that_are_no_numbers(model):
-    classifier = Classifier(keras.models.load_model(model, compile=False), METADATA)
+def test_outputs_that_are_no_numbers(trained_copy):
+    classifier = Classifier(keras.models.load_model(trained_copy, compile=False), METADATA)
     classifier.network.set_weights([weights * np.nan for weights in classifier.network.get_weights()])
     with pytest.raises(UserError, match="no numbers"):
         classifier.predict_proba([np.zeros((48, 48), np.uint8)])
@@ -199,7 +106,7 @@ def test_outputs_that_are_no_numbers(model):
 
 def test_votes_are_told_from_the_features_before_the_last_layer(tmp_path):
     layers = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(7, activation="softmax")
-    path = save(keras.Sequential([keras.Input((48, 48, 1)), *layers]), tmp_path / "model.h5")
+    path = save_model(keras.Sequential([keras.Input((48, 48, 1)), *layers]), tmp_path / "model.h5")
     assert not load(path).has_votes
     kernel, bias = np.arange(8, dtype=np.float32)[None], np.zeros(8, np.float32)
     write_votes_layer(path, kernel, bias)
@@ -219,29 +126,175 @@ def test_votes_are_told_from_the_features_before_the_last_layer(tmp_path):
     np.testing.assert_allclose(shares, np.exp(0.2 * np.arange(7)) / np.exp(0.2 * np.arange(7)).sum(), atol=1e-5)
 
 
-def test_a_file_half_as_large_says_the_same(tmp_path):
-    path = save(network(keras.layers.Conv2D(16, 3)), tmp_path / "model.h5")
-    write_votes_layer(path, np.full((33856, 8), 1 / 3, np.float32), np.zeros(8, np.float32))
-    faces, _ = synthetic.draw_faces(2, seed=9)
-    before, size = load(path).predict_proba(faces), path.stat().st_size
-    convert_to_float16(path)
-    after = load(path)
-    assert path.stat().st_size < 0.52 * size
-    assert after.metadata == METADATA and after.has_votes
-    weights, votes = read_weights(path)
-    assert {str(each.dtype) for each in (*weights, *votes)} == {"float32"}
-    # 11 significant bits: rounded to the nearest, not cut off
-    assert (weights[0] == weights[0].astype(np.float16)).all() and votes[0][0, 0] == np.float16(1 / 3)
-    np.testing.assert_allclose(after.predict_proba(faces), before, atol=2e-3)
-    with h5py.File(path) as file:
-        assert file["votes/kernel"][0, 0] == np.float16(1 / 3)
+@pytest.mark.faults
+def test_two_labels_that_are_the_same(trained_copy):
+    with pytest.raises(UserError, match="two of its labels are the same"):
+        load(trained_copy, labels=["happy"] * 7)
+
+
+RANDOM = np.random.default_rng(0)
+VOTES = RANDOM.normal(size=(8, 8)).astype(np.float32), np.zeros(8, np.float32)
+
+
+# prints the probabilities that the model file in its argument gives for a black image
+PREDICT = """
+import sys, numpy
+from expressions.classifier import Classifier
+print(Classifier.load(sys.argv[1]).predict_proba([numpy.zeros((48, 48), numpy.uint8)]).sum())
+assert not {"tensorflow", "keras", "pandas", "matplotlib"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small") / "model.h5"
+    layers = keras.layers.Conv2D(8, 5, strides=4), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(7)
+    keras.Sequential([keras.Input((48, 48, 1)), *layers]).save(path)
+    write_metadata(path, {"labels": list(EMOTIONS), "scaling": "unit"})
+    return path
+
+
+@pytest.fixture
+def model(small, tmp_path):
+    return shutil.copy(small, tmp_path / "model.h5")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder of compiled networks, an own one for each test."""
+    for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    folder = "cache/Library/Caches" if sys.platform == "darwin" else "cache"
+    return tmp_path / folder / "facial-expressions"
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    """The calls that compiled a network, in a forked process."""
+    calls = []
+
+    def compile(action, path, **given):
+        calls.append(given)
+        return run_limited(action, path, **given)
+
+    monkeypatch.setattr(classifier, "run_sandboxed", compile)
+    return calls
+
+
+@pytest.mark.parametrize("votes", slow_but([False, True], True))
+def test_says_what_keras_says_for_any_number_of_faces(model, votes, compiled):
+    if votes:
+        write_votes_layer(model, *VOTES)
+    network = complete_network(keras.models.load_model(model, compile=False), VOTES if votes else None)
+    slow, fast = Classifier(network, read_metadata(model)), Classifier.load(model)
+    faces, _ = synthetic.draw_faces(10, seed=9)  # more than one batch
+    for count in (1, 14, 3, 0, 70):
+        for view in ({}, {"flip_tta": True}, {"votes": votes}):
+            expected = slow.predict_proba(faces[:count], **view)
+            np.testing.assert_allclose(fast.predict_proba(faces[:count], **view), expected, atol=1e-5)
+    assert fast.has_votes == votes and fast.size == 48 and fast.network.output_shape == slow.network.output_shape
+    assert len(compiled) == 1
+
+
+def test_another_model_of_the_same_name_gets_a_network_of_its_own(model, cache, compiled):
+    Classifier.load(model)
+    [old] = cache.iterdir()
+    write_metadata(model, read_metadata(model) | {"temperature": 3.0})
+    assert Classifier.load(model).metadata["temperature"] == 3 and Classifier.load(model).metadata["temperature"] == 3
+    assert len(compiled) == 2 and len(set(cache.iterdir()) - {old}) == 1
+    assert cache.stat().st_mode & 0o777 == 0o700 or os.name == "nt"
+
+
+def test_the_same_model_with_given_labels_and_scaling_gets_one_for_them(model, compiled):
+    given = [{}, {"labels": tuple("abcdefg")}, {"scaling": "pixels"}, {"labels": tuple("gfedcba")}]
+    for _ in range(2):
+        for each in given:
+            loaded = Classifier.load(model, **each)
+            assert loaded.labels == each.get("labels", EMOTIONS)
+            assert loaded.metadata["scaling"] == each.get("scaling", "unit")
+    assert len(compiled) == len(given)
+
+
+def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch, compiled):
+    for number in range(12):
+        monkeypatch.setattr(classifier, "cache_name", lambda *_, number=number: f"{number}.tflite")
+        cache.mkdir(parents=True, exist_ok=True)
+        if number in (0, 11):
+            Classifier.load(model)
+        else:
+            (cache / f"{number}.tflite").touch()
+        os.utime(cache / f"{number}.tflite", (1000 + number, 1000 + number))
+        if number == 10:  # the oldest one is used again
+            monkeypatch.setattr(classifier, "cache_name", lambda *_: "0.tflite")
+            assert Classifier.load(model) and len(compiled) == 1
+    names = {path.name for path in cache.iterdir()}
+    assert names == {f"{number}.tflite" for number in (0, *range(3, 12))}
 
 
 @pytest.mark.faults
-def test_two_labels_that_are_the_same(model):
-    with pytest.raises(UserError, match="two of its labels are the same"):
-        load(model, labels=["happy"] * 7)
+@pytest.mark.parametrize(
+    "damage", slow_but(["empty", "text", "cut", "flipped", "no LiteRT", "folder"], "cut", "flipped")
+)
+def test_a_damaged_file_is_as_good_as_none(model, cache, damage, compiled):
+    Classifier.load(model)
+    [file] = cache.iterdir()
+    content = file.read_bytes()
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 64
+    if damage == "folder":
+        file.unlink()
+        file.mkdir()
+    elif damage == "no LiteRT":  # as from another version
+        classifier.write_cached(file.name, {"labels": list(EMOTIONS)}, b"something else")
+    else:
+        contents = {"empty": b"", "text": b"TFL3 but not really", "cut": content[:100], "flipped": changed}
+        file.write_bytes(contents[damage])
+    assert Classifier.load(model) and len(compiled) == 2
+    assert Classifier.load(model) and len(compiled) == (3 if damage == "folder" else 2)
 
 
-def network(*layers):
-    return keras.Sequential([keras.Input((48, 48, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(7)])
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", slow_but(["a file in the way", "open to others", "full disk"], "full disk"))
+def test_without_a_folder_it_is_compiled_anew(model, cache, monkeypatch, damage, compiled):
+    cache.parent.mkdir(parents=True)
+    if damage == "a file in the way":
+        cache.touch()
+    elif damage == "open to others":
+        cache.mkdir()
+        cache.chmod(0o777)
+    else:
+        monkeypatch.setattr(os, "replace", lambda *names: os.stat("/no such file"))
+    assert Classifier.load(model) and Classifier.load(model) and len(compiled) == 2
+    assert not cache.is_dir() or not list(cache.iterdir())
+
+
+def test_a_cache_that_can_only_be_read_is_used(model, cache, monkeypatch, compiled):
+    Classifier.load(model)
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert Classifier.load(model) and len(compiled) == 1
+
+
+@pytest.mark.faults
+def test_a_network_that_lies_beside_the_model_is_not_used(model, cache, compiled):
+    """A stranger's folder may hold one that contradicts the model; it is neither read nor removed."""
+    Classifier.load(model)
+    [file] = cache.iterdir()
+    for name in ("model.tflite", file.name, f"model.{file.stem[:12]}.tflite"):
+        shutil.copy(file, model.with_name(name))
+    file.unlink()
+    assert Classifier.load(model) and len(compiled) == 2 and len(list(model.parent.glob("*.tflite"))) == 3
+
+
+def test_another_process_compiles_once_and_says_so(model, cache, monkeypatch):
+    """The program itself needs neither TensorFlow nor Keras."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")  # of the program; the converter needs TensorFlow
+    for said in (f"Compiling {model}: this takes some seconds, once ...\n", ""):
+        command = [sys.executable, "-c", PREDICT, str(model)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        assert result.returncode == 0 and not result.stderr, result.stderr  # nor does it tell of itself
+        line, probabilities = result.stdout[: len(said)], result.stdout[len(said) :]
+        assert line == said and float(probabilities) == pytest.approx(1)

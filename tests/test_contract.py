@@ -9,7 +9,7 @@ import pytest
 import train
 from expressions import EMOTIONS, IMAGE_SIZE, UNCERTAIN
 from expressions.classifier import Classifier
-from expressions.images import crop, preprocess_face
+from expressions.images import crop
 from expressions.inference import overlay
 from expressions.inference.types import Box
 from expressions.training import dataset, readers, synthetic
@@ -54,15 +54,3 @@ def test_one_label_order_everywhere(data_folder, trained):
     assert dataset.load(data_folder).labels == Classifier.load(trained).labels == EMOTIONS
     assert set(readers.CSV_CODES.values()) == set(synthetic.EXPRESSIONS) == set(EMOTIONS)
     assert set(overlay.COLOURS) == {*EMOTIONS, UNCERTAIN}
-
-
-@pytest.mark.parametrize("shape", [(48, 48), (48, 48, 1), (48, 48, 3), (48, 48, 4), (7, 200), (300, 310, 3), (1, 1)])
-def test_preprocess_face_takes_any_picture(shape):
-    pixels = preprocess_face(np.full(shape, 77, np.uint8))
-    assert pixels.shape == (48, 48) and pixels.dtype == np.uint8
-    assert (pixels == 77).all()
-
-
-def test_preprocess_face_averages_when_it_shrinks():
-    checkers = (np.indices((480, 480)).sum(axis=0) % 2 * 200).astype(np.uint8)
-    assert (preprocess_face(checkers) == 100).all()

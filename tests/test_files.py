@@ -1,12 +1,16 @@
 """Locks on files."""
 
+import errno
 import os
 import struct
 from types import SimpleNamespace
 
 import pytest
+from conftest import VIDEO_SUFFIXES
 
-from expressions import UserError, files
+from expressions import EMOTIONS, UserError, files
+from expressions.inference.recorder import Recorder
+from expressions.inference.tables import Table
 
 fcntl = pytest.importorskip("fcntl")  # not on Windows
 
@@ -41,3 +45,20 @@ def test_only_one_program_can_lock_a_file(tmp_path, monkeypatch, windows):
     with open(path, "ab") as file:  # the lock ends with the file
         files.lock_file(file, path)
     assert os.listdir(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", [".csv", *VIDEO_SUFFIXES, ".png"])
+def test_a_file_system_without_locks(tmp_path, frame, monkeypatch, suffix):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / f"out{suffix}"
+    if suffix == ".csv":
+        with Table(path, EMOTIONS) as table:
+            table.write("video", SimpleNamespace(number=0, seconds=0.0), [])
+    else:
+        with Recorder(path, SimpleNamespace(is_image=suffix == ".png", live=False, fps=10, address="")) as recorder:
+            recorder.write(frame, 0.0)
+    assert path.stat().st_size

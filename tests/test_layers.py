@@ -20,9 +20,9 @@ LAYERS = {
     "model_file": ["expressions.model_file"],
     "classifier": ["expressions.classifier"],
     "model_compiler": ["expressions.model_compiler"],  # what the limited process runs
-    # what the modules of one wing pass to one another
-    "types": ["expressions.inference.types", "expressions.training.types"],
-    "readers": ["expressions.training.metrics", "expressions.training.readers"],
+    # they have the types that the modules of one wing pass to one another
+    "types": ["expressions.inference.types", "expressions.training.readers"],
+    "metrics": ["expressions.training.metrics"],
     "detector": ["expressions.inference.detector"],
     "process group": ["expressions.training.distributed"],  # of all processes that train one network
     "leaves": [
@@ -48,7 +48,6 @@ LAYERS = {
     "compositions": [  # of the leaves of one wing
         "expressions.training.command_line",
         "expressions.training.evaluation",
-        "expressions.training.export",
         "expressions.training.trainer",
         "expressions.inference.batch",
         "expressions.inference.outputs",

@@ -38,7 +38,7 @@ JSON = st.recursive(
 )
 
 
-def picture(height, width, channels=None, seed=0):
+def random_image(height, width, channels=None, seed=0):
     shape = (height, width) if channels is None else (height, width, channels)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -60,15 +60,15 @@ def test_any_text_becomes_one_printable_line(text):
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([None, 1, 3, 4]))
-def test_any_picture_becomes_one_of_the_network(height, width, channels):
-    prepared = preprocess_face(picture(height, width, channels))
+def test_any_image_becomes_one_of_the_network(height, width, channels):
+    prepared = preprocess_face(random_image(height, width, channels))
     assert prepared.shape == (48, 48) and prepared.dtype == np.uint8
 
 
 @given(st.binary(max_size=400), st.integers(0, 60), st.sampled_from([".png", ".jpg", ".webp", ".bmp", ".tiff"]))
-def test_any_bytes_are_a_picture_or_none(noise, place, ending):
+def test_any_bytes_are_an_image_or_none(noise, place, suffix):
     """Noise alone, and in the middle of a good file."""
-    good = cv2.imencode(ending, picture(20, 20, 3))[1].tobytes()
+    good = cv2.imencode(suffix, random_image(20, 20, 3))[1].tobytes()
     for data in (noise, good[:place] + noise + good[place:], good[:place] + noise):
         image = decode_image(np.frombuffer(data, np.uint8))
         assert image is None or (image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3)
@@ -93,7 +93,7 @@ def test_any_fields_are_a_table_or_refused(tmp_path, rows, end):
 def test_a_good_table_comes_back_pixel_by_pixel(tmp_path, rows):
     lines, expected = ["emotion,pixels,Usage"], {"train": [], "validation": []}
     for code, seed, training in rows:
-        image = picture(48, 48, seed=seed)
+        image = random_image(48, 48, seed=seed)
         lines.append(f"{code},{' '.join(map(str, image.ravel()))},{'Training' if training else 'PublicTest'}")
         expected["train" if training else "validation"].append((EMOTIONS.index(CODES[code]), image))
     (tmp_path / "fer2013.csv").write_text("\n".join(lines))
@@ -134,7 +134,7 @@ def test_any_metadata_of_a_good_network_is_taken_or_refused(value, name):
 
 @given(BOXES, st.integers(1, 200), st.integers(1, 200), st.sampled_from([None, 3]))
 def test_a_crop_has_the_size_of_its_box_and_the_pixels_below_it(box, height, width, channels):
-    frame = picture(height, width, channels)
+    frame = random_image(height, width, channels)
     part = crop(frame, box)
     assert part.shape == (box.height, box.width, *frame.shape[2:])
     for row, column in ((0, 0), (box.height - 1, box.width - 1), (box.height // 2, box.width // 2)):
@@ -145,7 +145,7 @@ def test_a_crop_has_the_size_of_its_box_and_the_pixels_below_it(box, height, wid
 @settings(max_examples=60)
 @given(st.lists(BOXES, max_size=6), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.data())
 def test_faces_anywhere_are_drawn_into_a_copy(boxes, height, width, bars, data):
-    frame = picture(height, width, 3)
+    frame = random_image(height, width, 3)
     before, chances = frame.copy(), np.full(7, 1 / 7, np.float32)
     labels = data.draw(st.lists(st.sampled_from([*EMOTIONS, UNCERTAIN]), min_size=len(boxes), max_size=len(boxes)))
     faces = [Face(box, label, 0.5, 1, chances) for box, label in zip(boxes, labels, strict=True)]
@@ -170,7 +170,7 @@ def test_a_tracker_takes_frames_of_any_size_at_any_time(detector, frames):
     """Backwards too, as where the clock of a camera is set."""
     tracker = Tracker(detector)
     for height, width, seconds, seed in frames:
-        gray = picture(height, width, seed=seed)
+        gray = random_image(height, width, seed=seed)
         tracks = tracker.update(gray, seconds)
         for track in select_for_classification(tracks):
             track.update_expression(np.full(7, 1 / 7, np.float32), seconds)
@@ -184,8 +184,8 @@ def test_a_tracker_takes_frames_of_any_size_at_any_time(detector, frames):
 def test_a_row_comes_back_as_it_was_written(tmp_path, name, box, seconds, number, count):
     chances = np.random.default_rng(count).dirichlet(np.ones(7)).astype(np.float32)
     faces = [Face(box, "happy", float(chances[3]), number, chances)] * count
-    for ending in ("csv", "jsonl"):
-        with Table(tmp_path / f"rows.{ending}", EMOTIONS, overwrite=True) as table:
+    for suffix in ("csv", "jsonl"):
+        with Table(tmp_path / f"rows.{suffix}", EMOTIONS, overwrite=True) as table:
             table.write(name, Frame(number, seconds), faces)
     with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

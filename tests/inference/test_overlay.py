@@ -13,10 +13,10 @@ def test_draws_on_a_copy_at_any_size(size):
     height, width = size
     frame = np.full((height, width, 3), 90, np.uint8)
     box = Box(width // 4, height // 3, width // 4, height // 3)
-    picture = overlay.draw(frame, [Face(box, "happy", 0.93, 1, ())])
-    assert (frame == 90).all() and picture.shape == frame.shape
-    assert (picture == overlay.COLOURS["happy"]).all(axis=2).any()
-    inside = picture[box.y + box.height // 2, box.x + box.width // 2]
+    image = overlay.draw(frame, [Face(box, "happy", 0.93, 1, ())])
+    assert (frame == 90).all() and image.shape == frame.shape
+    assert (image == overlay.COLOURS["happy"]).all(axis=2).any()
+    inside = image[box.y + box.height // 2, box.x + box.width // 2]
     assert (inside == 90).all()  # the face itself stays visible
 
 
@@ -26,28 +26,28 @@ def test_no_face_changes_nothing():
 
 
 @pytest.mark.parametrize("box", [Box(0, 0, 80, 80), Box(560, 0, 80, 80), Box(300, 400, 80, 80)])
-def test_a_label_at_the_edge_stays_in_the_picture(box):
+def test_a_label_at_the_edge_stays_in_the_image(box):
     """As many pixels of the plate are seen at the edge as in the middle of the frame."""
     frame = np.zeros((480, 640, 3), np.uint8)
 
     def plate(at):
-        picture = overlay.draw(frame, [Face(at, "surprise", 1.0, 1, ())])
-        return (picture == overlay.COLOURS["surprise"]).all(axis=2).sum()
+        image = overlay.draw(frame, [Face(at, "surprise", 1.0, 1, ())])
+        return (image == overlay.COLOURS["surprise"]).all(axis=2).sum()
 
     assert plate(box) > 0.9 * plate(Box(280, 200, 80, 80))
 
 
 def test_a_label_of_another_data_set_is_drawn_too():
-    picture = overlay.draw(np.zeros((200, 200, 3), np.uint8), [Face(Box(50, 80, 60, 60), "tired", 0.5, 1, ())])
-    assert (picture == overlay.OTHER_COLOUR).all(axis=2).any()
+    image = overlay.draw(np.zeros((200, 200, 3), np.uint8), [Face(Box(50, 80, 60, 60), "tired", 0.5, 1, ())])
+    assert (image == overlay.OTHER_COLOUR).all(axis=2).any()
 
 
 def test_bars_are_as_long_as_expressions_are_likely():
     frame = np.zeros((480, 640, 3), np.uint8)
     face = Face(Box(100, 200, 120, 120), UNCERTAIN, 0.5, 1, (0.5, 0.0, 0.0, 0.25, 0.0, 0.0, 0.0))
-    picture = overlay.draw(frame, [face], EMOTIONS)
+    image = overlay.draw(frame, [face], EMOTIONS)
     longest = {
-        label: (picture == overlay.COLOURS[label]).all(axis=2).sum(axis=1).max() for label in ("angry", "happy", "fear")
+        label: (image == overlay.COLOURS[label]).all(axis=2).sum(axis=1).max() for label in ("angry", "happy", "fear")
     }
     assert longest["angry"] == pytest.approx(2 * longest["happy"], abs=2) and longest["fear"] <= 1
     assert longest["happy"] > 5
@@ -71,17 +71,17 @@ def test_number_and_confidence_are_written_and_an_uncertain_face_has_none():
 
     def width(**values):
         face = Face(Box(200, 200, 50, 50), "happy", 0.5, 1, ())._replace(**values)
-        picture = overlay.draw(np.zeros((480, 640, 3), np.uint8), [face])
-        return (picture[185:195] > 0).any(axis=(0, 2)).sum()
+        image = overlay.draw(np.zeros((480, 640, 3), np.uint8), [face])
+        return (image[185:195] > 0).any(axis=(0, 2)).sum()
 
     assert width(track_id=33) > width(track_id=3) and width(label=UNCERTAIN) < width(label="unnerving")
 
 
 @pytest.mark.parametrize("size", [(240, 320), (1080, 1920)])
 def test_the_line_of_keys_stands_whole_in_the_lower_left_corner(size):
-    picture = np.zeros((*size, 3), np.uint8)
-    overlay.draw_status(picture, "25 frames/s   q quit  s save  p pause  b bars  m mirror  h hide")
-    drawn = (picture > 0).any(axis=2)
+    image = np.zeros((*size, 3), np.uint8)
+    overlay.draw_status(image, "25 frames/s   q quit  s save  p pause  b bars  m mirror  h hide")
+    drawn = (image > 0).any(axis=2)
     assert drawn[-1, 0] and not drawn[: size[0] // 2].any() and not drawn[:, -1].any() and drawn.any(axis=0).sum() > 200
 
 
@@ -90,8 +90,6 @@ def test_the_line_of_keys_stands_whole_in_the_lower_left_corner(size):
 def test_any_box_is_drawn_on_any_frame(size):
     """Boxes that lie outside, or that are larger than the frame, on frames with no room for a word."""
     for box in (Box(0, 0, 1, 1), Box(-50, -40, 100, 100), Box(size[1] - 5, 0, 300, 300), Box(-9, 0, 10**6, 10**6)):
-        picture = overlay.draw(
-            np.zeros((*size, 3), np.uint8), [Face(box, "happy", 1.0, 1, np.full(7, 1 / 7))], EMOTIONS
-        )
-        overlay.draw_status(picture, "25 frames/s   q quit")
-        assert picture.shape == (*size, 3)
+        image = overlay.draw(np.zeros((*size, 3), np.uint8), [Face(box, "happy", 1.0, 1, np.full(7, 1 / 7))], EMOTIONS)
+        overlay.draw_status(image, "25 frames/s   q quit")
+        assert image.shape == (*size, 3)

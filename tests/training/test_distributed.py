@@ -1,5 +1,6 @@
 """One network trained on several devices and by several processes, which are real ones and meet on this machine."""
 
+import contextlib
 import os
 import re
 import signal
@@ -38,6 +39,8 @@ def small_network(outputs, activation):
 
 train.NETWORKS["compact"] = small_network
 """
+
+
 LOST = r"train.py: one of the 2 processes has ended or can't be reached; .* --resume in all of them\n"
 
 
@@ -277,3 +280,57 @@ def test_nobody_answers(start, data_folder, tmp_path):
         assert status == 2 and re.fullmatch(
             r"train.py: KERAS_DISTRIBUTION_JOB_ADDRESSES 127.0.0.1:\d+: 2 processes have not come .*\n", error
         ), error
+
+
+@pytest.fixture
+def heeds_ctrl_c():
+    """What is started in the background by a shell, tests included, is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
+    """Keras swallows it there, as this callback does."""
+    steps = []
+
+    class Swallowing(train.callbacks.Callback):
+        def after(self, kind):
+            steps.append(kind)
+            if kind == where:
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.after("train")
+
+        def on_test_batch_end(self, batch, logs=None):
+            self.after("test")
+
+    network = train.keras.Sequential([train.keras.Input((1,)), train.layers.Dense(1)])
+    network.compile("sgd", "mse")
+    numbers = np.ones((6, 1))
+    with train.distributed.GracefulStop() as stop:
+        network.fit(
+            numbers,
+            numbers,
+            batch_size=2,
+            validation_data=(numbers, numbers),
+            callbacks=[Swallowing(), stop],
+            verbose=0,
+        )
+    assert stop.stopped and steps == {"train": ["train"], "test": ["train"] * 3 + ["test"]}[where]
+
+
+def test_asked_twice_a_run_stops_at_once_and_signals_get_their_handlers_back(heeds_ctrl_c, capsys):
+    reached = []
+    with train.distributed.GracefulStop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the first")
+        signal.raise_signal(signal.SIGINT)  # when the next step may never come
+        reached.append("after the second")
+    assert stop.stopped and reached == ["after the first"]
+    with train.distributed.GracefulStop() as stop:
+        pass
+    assert not stop.stopped and signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -1,4 +1,4 @@
-"""Open model files in the limited process, forked from one that has TensorFlow already, which saves seconds."""
+"""Small model files, opened in the limited process, which is forked from one that has TensorFlow already."""
 
 import json
 import multiprocessing
@@ -8,14 +8,27 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from unittest import mock
 
+import keras
 import pytest
 from conftest import ROOT
 
-from expressions import UserError, model_compiler
+from expressions import EMOTIONS, UserError, model_compiler
 from expressions.classifier import Classifier, CompiledNetwork
-from expressions.model_file import check_path
+from expressions.model_file import check_path, write_metadata
 
+METADATA = {"labels": list(EMOTIONS), "scaling": "unit"}
 STOPPED = "stopped"
+
+
+def small_network(*layers):
+    return keras.Sequential([keras.Input((48, 48, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(7)])
+
+
+def save_model(network, path, metadata=METADATA):
+    network.save(path)
+    if metadata:
+        write_metadata(path, metadata)
+    return path
 
 
 def run_limited(action, path, seconds=20, **given):
@@ -24,7 +37,7 @@ def run_limited(action, path, seconds=20, **given):
         pytest.skip("needs a process to fork from")
     check_path(path)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tensorflow", "keras", "limited"])
+    context.set_forkserver_preload(["tensorflow", "keras", "model_files"])
     environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "CUDA_VISIBLE_DEVICES": "-1"}
     with mock.patch.dict(os.environ, environment):  # only its own
         forkserver.ensure_running()
@@ -40,12 +53,19 @@ def run_limited(action, path, seconds=20, **given):
 
 
 def _run(seconds, action, path, given):
-    with mock.patch.multiple(model_compiler, COMPILE_SECONDS=seconds, CHECK_SECONDS=min(seconds, 10)):
-        with model_compiler.suppress_output():
-            return model_compiler.run(action, path, **given)
+    limits = mock.patch.multiple(model_compiler, COMPILE_SECONDS=seconds, CHECK_SECONDS=min(seconds, 10))
+    with limits, model_compiler.suppress_output():
+        return model_compiler.run(action, path, **given)
 
 
 def load(path, **given):
     """As `Classifier.load`, without the cache."""
     metadata, content = run_limited("compile", path, **given)
     return Classifier(CompiledNetwork(content), metadata)
+
+
+def refused(path, words, seconds=5):
+    """Assert that the model at `path` is refused with `words` on one line, within the limits of time and memory."""
+    with pytest.raises(UserError, match=words) as caught:
+        run_limited("compile", path, seconds)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)

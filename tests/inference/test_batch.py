@@ -5,45 +5,26 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import deque
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, command, heed_ctrl_c, needs, read_rows, run, wait_for, write_film
+from conftest import command, heed_ctrl_c, needs, read_rows, run, wait_for
+from samples import RATE, write_scene
 from tqdm import tqdm
 
 from expressions import UserError
-from expressions.inference import jobs, workers
+from expressions.inference import jobs
 from expressions.inference.batch import Coordinator, Index
-from expressions.inference.sources import Source
-from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, TrackStitcher
-from expressions.inference.types import Box, Face
-from expressions.training import synthetic
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS
 
-RATE = 10
 OTHERS = ",".join([*Index.COLUMNS, "made_by"]) + "\n" + "x," * len(Index.COLUMNS) + "others\n"  # an index
-
-
-def write_scene(path, seconds, codec="MJPG"):
-    """Two faces of which one moves about and the other comes and goes, in a scene that changes now and then."""
-    random = np.random.default_rng(3)
-    faces = [synthetic.draw_face(label, random, 90) for label in ("happy", "surprise")]
-    images = []
-    for number in range(round(seconds * RATE)):
-        frame = np.full((240, 320), 110 + 60 * (number // 450 % 2), np.uint8)
-        x = round(40 + 25 * np.sin(number / 9))
-        frame[60:150, x : x + 90] = faces[0]
-        if number % 97 < 70:
-            frame[100:190, 200:290] = faces[1]
-        images.append(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
-    return write_film(path, images, RATE, codec)
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, frame):
-    """A folder with a video of three parts, a short one, a picture, and what is none."""
+    """A folder with a video of three parts, a short one, an image, and what is none."""
     folder = tmp_path_factory.mktemp("material")
     write_scene(folder / "long.avi", 2 * SEGMENT_SECONDS + 5)
     write_scene(folder / "short.avi", 3)
@@ -83,7 +64,7 @@ def check(folder, expected):
 
 
 @pytest.mark.slow
-def test_a_long_film_has_several_parts_and_people_keep_their_numbers(expected):
+def test_a_long_video_has_several_parts_and_people_keep_their_numbers(expected):
     """One is there all the time, on the left, and so has the same number on both sides of each seam."""
     left = [row for row in expected["long.avi"] if int(row["x"]) < 120]
     assert len(left) > 0.95 * (2 * SEGMENT_SECONDS + 5) * RATE
@@ -155,10 +136,10 @@ def test_workers_that_are_killed(started, expected, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_dangling_link_first_is_one_failure(material, trained, tmp_path):
+def test_a_dangling_link_first_is_one_failure(photo, trained, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").symlink_to("nowhere")
-    shutil.copy(material / "me.png", tmp_path / "in")
+    shutil.copy(photo, tmp_path / "in")
     words = "--source", tmp_path / "in", "--model", trained, "--csv", tmp_path / "out", "--workers", 2
     result = run("realtime_detect.py", *words)
     assert result.returncode == 1 and "a.png" in result.stderr and "1 files: " in result.stdout, result.stderr
@@ -186,7 +167,7 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_film_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
+def test_a_video_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
     """Entered where frame 1 should come, frame 2 comes."""
 
     jumped = []
@@ -241,22 +222,24 @@ def test_parquet_has_what_csv_has(material, expected, trained, tmp_path):
         assert {name: type(value)(wanted[name]) for name, value in row.items()} == row
 
 
-def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_path):
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    shutil.copy(material / "me.png", tmp_path / "in" / "deep")
-    names = ["in/deep/me.png", "", str(material / "me.png"), "in/deep/me.png", "in/none.png", "/dev/video98"]
-    (tmp_path / "list.txt").write_text("\n".join(names))
+def test_a_list_names_files_once_each_wherever_they_lie(detect, photo, trained, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    (here / "in" / "deep").mkdir(parents=True)
+    shutil.copy(photo, here / "in" / "deep")
+    names = ["in/deep/me.png", "", str(photo), "in/deep/me.png", "in/none.png", "/dev/video98"]
+    (here / "list.txt").write_text("\n".join(names))
     arguments = "--source", "list.txt", "--model", trained, "--workers", 1, "--csv", "results"
-    result = run("realtime_detect.py", *arguments, folder=tmp_path)
+    result = run("realtime_detect.py", *arguments, folder=here)
     assert result.returncode == 1 and "none.png: No such file" in result.stderr
     assert "/dev/video98: is no file; --workers" in result.stderr  # a camera would never end
-    index = read_rows(tmp_path / "results" / "index.csv")
+    index = read_rows(here / "results" / "index.csv")
     assert [row["source"] for row in index] == [names[0], names[2]]
     assert index[0]["result"] == "in/deep/me.png.csv" and index[1]["result"].startswith("__/")
     for row in index:
-        assert read_rows(tmp_path / "results" / row["result"])[0]["source"] == row["source"]
-    one = run("realtime_detect.py", "--source", "list.txt", "--model", trained, "--csv", "all.csv", folder=tmp_path)
-    assert one.returncode == 2 and [row["source"] for row in read_rows(tmp_path / "all.csv")] == names[:1] + names[2:4]
+        assert read_rows(here / "results" / row["result"])[0]["source"] == row["source"]
+    monkeypatch.chdir(here)
+    assert detect("--source", "list.txt", "--csv", "all.csv")[0] == 2
+    assert [row["source"] for row in read_rows("all.csv")] == names[:1] + names[2:4]
 
 
 @pytest.mark.faults
@@ -286,7 +269,8 @@ def test_a_list_names_files_once_each_wherever_they_lie(material, trained, tmp_p
         ),
     ],
 )
-def test_what_can_not_be(material, trained, tmp_path, arguments, message):
+def test_what_can_not_be(detect, photo, trained, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
     for name, text in (("full", OTHERS), ("torn", "\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.csv").write_text(text)
@@ -301,22 +285,10 @@ def test_what_can_not_be(material, trained, tmp_path, arguments, message):
         "torn": tmp_path / "torn",
     }
     given = [argument.format(**places) for argument in arguments]
-    source = [] if "--source" in given else ["--source", material]
-    result = run("realtime_detect.py", *source, "--model", trained, *given, folder=tmp_path)
-    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+    source = [] if "--source" in given else ["--source", photo]
+    status, _, error = detect(*source, *given)
+    assert status == 2 and message in error and "Traceback" not in error, error
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
-
-
-def test_more_workers_than_a_system_allows_open_files_are_not_started(capsys):
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (96, before[1]))  # 256 on a Mac
-    try:
-        with workers.processes(100) as pool:
-            assert pool.capacity() == 4 and "--workers 100: only 4 are started" in capsys.readouterr().out
-            assert len(list(workers.run_tasks(pool, time.sleep, [0.5, 0.6, 0.7, 0.8, 0.9], deque()))) == 5
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
@@ -402,66 +374,3 @@ def test_an_index_leaves_a_folder_of_other_files_alone_and_keeps_its_own_names(t
     assert (tmp_path / "index.csv").read_text() == "id,name,mine"
     with Index(tmp_path / "results", "us") as index, pytest.raises(UserError, match="which is the folder's own"):
         index.needs_processing(tmp_path / "index", "index.csv")
-
-
-def test_people_keep_their_numbers_from_one_tracker_to_the_next():
-    stitcher = TrackStitcher()
-
-    def seen(*places):
-        return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
-
-    assert [face.track_id for face in stitcher.assign_ids(seen((4, 0), (7, 200)))] == [1, 2]
-    for _ in range(3):  # they pass each other: for one frame the other one is there
-        stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
-    stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
-    stitcher.next_segment()
-    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
-    stitcher.next_segment()  # nobody was seen by both
-    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]
-
-
-@pytest.mark.parametrize("name, codec", [("video.avi", "MJPG"), ("video.mp4", "mp4v"), ("video.webm", "VP80")])
-def test_a_film_entered_in_its_middle_gives_the_same_frames(tmp_path, name, codec):
-    path = write_scene(tmp_path / name, 12, codec)
-    with Source(path) as source:
-        frames = [(frame.seconds, frame.image.tobytes()) for frame in source]
-    for start in (2, 7.5, 11.95, 13):
-        with Source(path, start=start) as source:
-            rest = [(frame.seconds, frame.image.tobytes()) for frame in source]
-        assert rest == [(seconds, image) for seconds, image in frames if seconds >= start]
-
-
-def double(number):
-    if number == 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == 14 and not (marker := Path(os.environ["MARKER"])).exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
-
-
-def unfit(number):
-    raise UserError("no model here")
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=[needs("ray"), pytest.mark.slow])])
-def test_a_task_that_kills_its_workers_is_given_up_and_no_other(engine, tmp_path, monkeypatch):
-    monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    taken = []
-
-    def tasks():
-        for number in range(40):
-            taken.append(number)
-            yield number
-
-    with workers.processes(2) if engine == "processes" else workers.cluster("", ROOT) as pool:
-        results = {}
-        for number, result in workers.run_tasks(pool, double, tasks(), deque()):
-            assert number not in results and len(taken) <= len(results) + pool.capacity() + 1  # no more than needed
-            results[number] = result
-        assert results.pop(13) is None
-        assert results == {number: 2 * number for number in range(40) if number != 13}
-        with pytest.raises(UserError, match="no model here"):
-            list(workers.run_tasks(pool, unfit, [1], deque()))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import command, write_film
+from conftest import command, write_video
 
 pytestmark = [
     pytest.mark.faults,
@@ -50,7 +50,7 @@ def traced(folder, *words):
 def test_the_webcam_program_writes_and_calls_nothing_but_what_it_was_told(tmp_path, trained, frame):
     """The first time, when it compiles the network, and the second time."""
     (tmp_path / "work").mkdir()
-    write_film(tmp_path / "work" / "me.avi", [frame] * 3)
+    write_video(tmp_path / "work" / "me.avi", [frame] * 3)
     words = ["--source", "me.avi", "--no-window", "--model", trained, "--csv", "a.csv", "--save", "b.avi"]
     for _ in range(2):
         assert traced(tmp_path, "realtime_detect.py", *words, "--overwrite", "--summary", "c.png") == ([], [])

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, heed_ctrl_c, write_film
+from conftest import ROOT, heed_ctrl_c, one_line, slow_but, write_video
 
 from expressions import UserError
 from expressions.inference import sources
@@ -27,7 +28,7 @@ VIDEO_CAPTURE = cv2.VideoCapture
 RATE = 30  # frames per second of the server
 
 
-def picture(count):
+def numbered_image(count):
     """A frame that carries a number of 16 bits, each a block, black or white, which JPEG keeps."""
     image = np.full((96, 256, 3), 128, np.uint8)
     for bit in range(16):
@@ -92,7 +93,7 @@ class Answer(BaseHTTPRequestHandler):
                 if noisy.get(way, way.startswith("garbage")):
                     self.wfile.write(camera.noise)
                     continue
-                image = picture(len(camera.sent))
+                image = numbered_image(len(camera.sent))
                 if (way == "grows" and index >= 15) or (way == "returns larger" and later):
                     image = cv2.resize(image, (512, 384), interpolation=cv2.INTER_NEAREST)
                 data = cv2.imencode(".jpg", image)[1].tobytes()
@@ -164,7 +165,7 @@ def test_a_broken_frame_is_skipped_and_counted(camera):
     assert 1 <= source.skipped <= 4 and camera.connections == 1
 
 
-@pytest.mark.parametrize("way", ["returns", "hangs", "garbles", "bursts"])
+@pytest.mark.parametrize("way", slow_but(["returns", "hangs", "garbles", "bursts"], "returns"))
 @pytest.mark.faults
 def test_a_lost_stream_is_opened_again(camera, impatient, way):
     with Source(camera.address(way)) as source:
@@ -175,6 +176,7 @@ def test_a_lost_stream_is_opened_again(camera, impatient, way):
 
 @pytest.mark.parametrize("way, sizes", [("grows", {(96, 256)}), ("returns%20larger", {(96, 256), (384, 512)})])
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes):
     """In the middle of a stream OpenCV keeps to the first size. Either way the frames are told apart, and recorded."""
     with Source(camera.address(way)) as source, Recorder(tmp_path / "out.avi", source) as recorder:
@@ -185,11 +187,11 @@ def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes)
     numbers = [number(cv2.resize(frame.image, (256, 96), interpolation=cv2.INTER_NEAREST)) for frame in frames]
     assert numbers == sorted(set(numbers)) and numbers[-1] > 15
     assert {frame.image.shape[:2] for frame in frames} == sizes
-    with Source(tmp_path / "out.avi") as film:
-        assert {frame.image.shape for frame in film} == {(96, 256, 3)}
+    with Source(tmp_path / "out.avi") as video:
+        assert {frame.image.shape for frame in video} == {(96, 256, 3)}
 
 
-@pytest.mark.parametrize("way", ["stops", "stalls", "spoils"])
+@pytest.mark.parametrize("way", slow_but(["stops", "stalls", "spoils"], "stalls"))
 @pytest.mark.faults
 def test_a_stream_that_stays_lost_is_one_clear_line(camera, impatient, way):
     with pytest.raises(UserError) as error, Source(camera.address(way)) as source:
@@ -202,11 +204,14 @@ def test_a_stream_that_stays_lost_is_one_clear_line(camera, impatient, way):
     )
 
 
-@pytest.mark.parametrize("way", ["mute", "missing", "mute.mp4", "missing.mp4", "garbage", "garbage.mp4", "garbage.jpg"])
+@pytest.mark.parametrize(
+    "way",
+    slow_but(["mute", "missing", "mute.mp4", "missing.mp4", "garbage", "garbage.mp4", "garbage.jpg"], "missing"),
+)
 @pytest.mark.faults
 def test_a_stream_that_can_t_be_opened_is_one_clear_line(camera, impatient, way, capfd, monkeypatch):
     if way.startswith("missing"):  # that is known at once
-        monkeypatch.setattr(sources, "LOST_AFTER", 30)
+        monkeypatch.setattr(sources, "LOST_TIMEOUT", 30)
     began = time.perf_counter()
     with pytest.raises(UserError, match=f"^http://127.*/{way}: (can't be opened|not a.*); look at the network"):
         Source(camera.address(way))
@@ -222,14 +227,14 @@ def test_nobody_at_the_address(impatient):
             Source(f"rtsp://127.0.0.1:{unused.getsockname()[1]}/x")
 
 
-@pytest.mark.parametrize("way", ["stalls", "mute"])
+@pytest.mark.parametrize("way", slow_but(["stalls", "mute"], "stalls"))
 @pytest.mark.faults
 def test_ctrl_c_ends_a_program_whose_stream_stalls(camera, way):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from expressions.inference import sources
-sources.LOST_AFTER = sources.STALLED_AFTER = 60  # much longer than the test waits
+sources.LOST_TIMEOUT = sources.STALL_TIMEOUT = 60  # much longer than the test waits
 print("on", flush=True)
 with sources.Source({camera.address(way)!r}) as source:
     for frame in source:
@@ -247,13 +252,14 @@ with sources.Source({camera.address(way)!r}) as source:
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in error, (process.returncode, error)
 
 
-def test_a_film_and_a_picture_at_an_address_are_files(tmp_path):
-    write_film(tmp_path / "film.avi", [picture(count) for count in range(30)], 25)
+def test_a_video_and_an_image_at_an_address_are_files(tmp_path):
+    write_video(tmp_path / "video.avi", [numbered_image(count) for count in range(30)], 25)
     cv2.imwrite(
-        str(tmp_path / "me.png"), np.dstack([picture(77), np.repeat(np.uint8([[255], [0]]), 48, 0)[:, [0] * 256]])
+        str(tmp_path / "me.png"),
+        np.dstack([numbered_image(77), np.repeat(np.uint8([[255], [0]]), 48, 0)[:, [0] * 256]]),
     )
     with Camera(files=tmp_path) as server:
-        with Source(server.address("film.avi")) as source:
+        with Source(server.address("video.avi")) as source:
             assert not source.live and source.fps == 25
             assert [number(frame.image) for frame in source] == list(range(30))
         with Source(server.address("me.png?size=large")) as source:
@@ -298,6 +304,7 @@ def rtsp_server():
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_an_rtsp_stream(rtsp_server, monkeypatch):
     process, address = rtsp_server
     with pytest.raises(UserError, match="lost, and not back"), Source(address) as source:
@@ -377,11 +384,25 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
 def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "LOST_TIMEOUT", 1)
     plugged.plugged = [5, 0, 0, 5]
-    with pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds"), Source("0") as source:
-        with Recorder(tmp_path / "out.avi", source) as recorder:
-            for frame in source:
-                recorder.write(frame.image, frame.seconds)
+    lost = pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds")
+    with lost, Source("0") as source, Recorder(tmp_path / "out.avi", source) as recorder:
+        for frame in source:
+            recorder.write(frame.image, frame.seconds)
     assert frame.number == 9 and source.skipped == 0
-    with Source(tmp_path / "out.avi") as film:
-        assert len(list(film)) / film.fps == pytest.approx(frame.seconds, abs=0.1)
+    with Source(tmp_path / "out.avi") as video:
+        assert len(list(video)) / video.fps == pytest.approx(frame.seconds, abs=0.1)
     assert frame.seconds > 1.1
+
+
+@pytest.mark.faults
+def test_what_was_seen_before_a_stream_was_lost_is_kept(detect, tmp_path, camera, monkeypatch):
+    monkeypatch.setattr(sources, "LOST_TIMEOUT", 0.7)
+    monkeypatch.setattr(sources, "STALL_TIMEOUT", 0.3)
+    names = "out.mp4", "seen.csv", "timeline.png"
+    save, table, timeline = (tmp_path / name for name in names)
+    result = detect("--source", camera.address("stops"), "--save", save, "--csv", table, "--summary", timeline)
+    assert one_line(result, "lost, and not back in 0.7 seconds") and "secret" not in "".join(result[1:])
+    assert re.search(r"/stops: \d+ frames, 0 faces, .*saved to .*out.mp4", result[1])
+    with Source(save) as video:
+        assert len(list(video)) > 5
+    assert sorted(os.listdir(tmp_path)) == sorted(names) and cv2.imread(str(timeline)) is not None

@@ -7,7 +7,8 @@ from conftest import ROOT
 
 from expressions import EMOTIONS, UNCERTAIN
 from expressions.inference.detector import HaarDetector
-from expressions.inference.tracker import Tracker, select_for_classification
+from expressions.inference.tracker import Tracker, TrackStitcher, select_for_classification
+from expressions.inference.types import Box, Face
 from expressions.training import synthetic
 
 RATE, SIDE = 30, 120  # frames a second; pixels of a face
@@ -39,10 +40,10 @@ def frame(places):
     return gray[SIDE:-SIDE, SIDE:-SIDE]
 
 
-def follow(detector, films):
+def follow(detector, videos):
     """The tracks of each frame, as {number: middle of its box}, from a list of lists of places for `frame`."""
     tracker, seen = Tracker(detector), []
-    for number, places in enumerate(films):
+    for number, places in enumerate(videos):
         tracks = tracker.update(frame(places), number / RATE)
         seen.append({t.track_id: (t.box.x + t.box.width / 2, t.box.y + t.box.height / 2) for t in tracks})
     return seen
@@ -82,8 +83,8 @@ def test_two_people_who_pass_each_other_keep_their_numbers(detector, faces):
     """They pass at a distance, and one partly before the other."""
     for apart in (130, 70):
         paths = [((30 + 6 * step, 100), (490 - 6 * step, 100 + apart)) for step in range(75)]
-        films = [[(faces[0], *one), (faces[2], *other)] for one, other in paths]
-        seen = follow(detector, films)
+        videos = [[(faces[0], *one), (faces[2], *other)] for one, other in paths]
+        seen = follow(detector, videos)
         ends = [nearest(seen[-1], *place) for place in paths[-1]]
         assert [nearest(seen[0], *place) for place in paths[0]] == ends and None not in ends, apart
 
@@ -109,10 +110,10 @@ def update_expressions(tracks, rows, seconds):
 def classified(detector, face, rows):
     """The Faces of one that stands still, whose probabilities are the rows, in turn."""
     tracker = Tracker(detector)
-    picture = frame([(face, 260, 180)])
+    image = frame([(face, 260, 180)])
     result = []
     for number, row in enumerate(rows):
-        tracks = tracker.update(picture, number / RATE)
+        tracks = tracker.update(image, number / RATE)
         result += update_expressions(tracks, np.array([row], np.float32), number / RATE)
     assert len(result) == len(rows)
     return result
@@ -143,11 +144,11 @@ def test_time_counts_not_frames(detector, faces):
     """At a third of the frames a second, a change is shown after the same time, not the same number of frames."""
 
     def seconds_until_sad(rate):
-        tracker, picture = Tracker(detector), frame([(faces[0], 260, 180)])
+        tracker, image = Tracker(detector), frame([(faces[0], 260, 180)])
         for number in range(4 * rate):
             row = (0.8, 0.1, 0.1) if number < 2 * rate else (0.1, 0.1, 0.8)
             [face] = update_expressions(
-                tracker.update(picture, number / rate), np.array([row], np.float32), number / rate
+                tracker.update(image, number / rate), np.array([row], np.float32), number / rate
             )
             if face.label == "sad":
                 return number / rate - 2
@@ -163,18 +164,18 @@ def test_an_unsure_face_is_uncertain_and_probabilities_are_smoothed(detector, fa
 
 
 def test_two_faces_have_labels_of_their_own(detector, faces):
-    tracker, picture = Tracker(detector), frame([(faces[0], 60, 180), (faces[1], 400, 180)])
+    tracker, image = Tracker(detector), frame([(faces[0], 60, 180), (faces[1], 400, 180)])
     for number in range(10):
-        tracks = tracker.update(picture, number / RATE)
+        tracks = tracker.update(image, number / RATE)
         rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in tracks], np.float32)
         shown = {face.box.x < 250: face.label for face in update_expressions(tracks, rows, number / RATE)}
     assert shown == {True: "angry", False: "sad"}
 
 
 def test_of_many_faces_those_that_waited_longest_are_read(detector, faces):
-    tracker, picture = Tracker(detector), frame([(face, 5 + 165 * i, 180) for i, face in enumerate(faces)])
+    tracker, image = Tracker(detector), frame([(face, 5 + 165 * i, 180) for i, face in enumerate(faces)])
     for number in range(13):
-        tracks = tracker.update(picture, number / RATE)
+        tracks = tracker.update(image, number / RATE)
         selected = select_for_classification(tracks)
         assert len(tracks) == 4 and len(selected) == (3 if number else 4)
         rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in selected], np.float32)
@@ -183,9 +184,9 @@ def test_of_many_faces_those_that_waited_longest_are_read(detector, faces):
     assert [track.times_classified for track in tracks] == [10] * 4
 
 
-def test_the_same_film_gives_the_same_faces(detector, faces):
-    film = [[(faces[0], 50 + 5 * step, 100 + 2 * step), (faces[1], 450 - step, 250)] for step in range(40)]
-    assert follow(detector, film) == follow(detector, film)
+def test_the_same_video_gives_the_same_faces(detector, faces):
+    video = [[(faces[0], 50 + 5 * step, 100 + 2 * step), (faces[1], 450 - step, 250)] for step in range(40)]
+    assert follow(detector, video) == follow(detector, video)
 
 
 @pytest.mark.faults
@@ -198,9 +199,25 @@ def test_a_frame_of_any_size(detector):
 
 @pytest.mark.faults
 def test_frames_of_another_size_are_another_scene(detector, faces):
-    """As when a stream comes back: at the same place of the picture, but not of the frame."""
+    """As when a stream comes back: at the same place of the image, but not of the frame."""
     tracker, large = Tracker(detector), frame([(faces[0], 260, 180)])
     small = cv2.resize(large, (320, 240), interpolation=cv2.INTER_AREA)
     for number, gray in enumerate([small] * 5 + [large] * 5):
         [track] = tracker.update(gray, number / RATE)
     assert track.track_id == 2 and abs(track.box.x + track.box.width / 2 - 320) < 20
+
+
+def test_people_keep_their_numbers_from_one_tracker_to_the_next():
+    stitcher = TrackStitcher()
+
+    def seen(*places):
+        return [Face(Box(x, 0, 50, 50), "happy", 1.0, number, None) for number, x in places]
+
+    assert [face.track_id for face in stitcher.assign_ids(seen((4, 0), (7, 200)))] == [1, 2]
+    for _ in range(3):  # they pass each other: for one frame the other one is there
+        stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 204), (2, 3)))
+    stitcher.add_overlap(seen((4, 0), (7, 200)), seen((1, 0), (2, 200), (3, 400)))
+    stitcher.next_segment()
+    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
+    stitcher.next_segment()  # nobody was seen by both
+    assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]

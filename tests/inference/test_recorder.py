@@ -1,0 +1,247 @@
+"""Images and videos as they are written: at their rate, whole, and never over anything else."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from conftest import (
+    ROOT,
+    VIDEO_SUFFIXES,
+    fill,
+    heed_ctrl_c,
+    one_line,
+    slow_but,
+    write_video,
+)
+from samples import FRAMES, gray, levels, needs_ffmpeg, record_video, video_source, write_image
+
+from expressions import UserError
+from expressions.inference.recorder import Recorder
+from expressions.inference.sources import Source
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi", ".AVI"])
+def test_a_written_video_reads_back_frame_by_frame_at_its_rate(tmp_path, suffix, capfd):
+    with Source(record_video(tmp_path / f"video{suffix}", rate=30000 / 1001)) as source:
+        assert source.fps == pytest.approx(29.97, abs=0.001) and source.frame_count == 12
+        assert not (source.is_image or source.live or source.camera)
+        frames = list(source)
+    assert [frame.number for frame in frames] == list(range(12))
+    assert [frame.seconds for frame in frames] == pytest.approx(np.arange(12) / 29.97, abs=0.001)
+    assert [frame.image.mean() for frame in frames] == pytest.approx([index * 20 for index in range(12)], abs=6)
+    assert source.skipped == source.missing_seconds == 0
+    assert capfd.readouterr().err == ""
+    assert os.listdir(tmp_path) == [f"video{suffix}"]
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix, codec", [(".mp4", "mpeg4"), (".webm", "vp8"), (".avi", "mjpeg")])
+def test_a_written_video_is_one_for_other_programs(tmp_path, suffix, codec):
+    video = record_video(tmp_path / f"video{suffix}", rate=25)
+    entries = "stream=codec_name,avg_frame_rate,nb_read_frames"
+    probe = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "-of", "csv=p=0", video]
+    result = subprocess.run(probe, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"{codec},25/1,12" and result.stderr == ""
+
+
+def test_a_rate_that_mpeg_4_can_t_count_is_rounded(tmp_path):
+    with Source(record_video(tmp_path / "slow.mp4", rate=119.91317)) as source:
+        assert source.fps == pytest.approx(119.913, abs=0.01) and len(list(source)) == 12
+
+
+def test_a_video_keeps_the_times_of_its_source(tmp_path):
+    # frame 1 is followed by a gap; 5 and 6 are closer than the rate allows; a source may begin later than at 0
+    times = [3, 3.1, 3.6, 3.7, 3.8, 3.81, 3.9]
+    assert levels(record_video(tmp_path / "video.avi", times)) == [0, 1, 1, 1, 1, 1, 2, 3, 4, 6]
+
+
+def test_a_long_pause_before_a_camera_is_left_out(tmp_path):
+    """Filled, ten minutes would have to be encoded at once."""
+    source = video_source()
+    source.live = True
+    with Recorder(tmp_path / "video.avi", source) as recorder:
+        for index, seconds in enumerate([0, 0.1, 600, 600.1, 602.1]):
+            recorder.write(gray(20 * index), seconds)
+    assert levels(tmp_path / "video.avi") == [0, 1, 2, 3, *[3] * 19, 4]
+
+
+@pytest.mark.faults
+def test_frames_of_another_size_fit_into_the_video(tmp_path):
+    source = video_source()
+    with Recorder(tmp_path / "out.avi", source) as recorder:
+        for index, size in enumerate((100, 50, 200)):
+            recorder.write(gray(size, (size, size)), index / 10)
+    with Source(tmp_path / "out.avi") as source:
+        assert [frame.image.shape for frame in source] == [(100, 100, 3)] * 3
+
+
+@pytest.mark.faults
+def test_odd_names_are_read_and_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "100%d.mp4", "Käthe 图.webm", "-x.avi"):
+        assert levels(record_video(Path(name))) == list(range(12))
+
+
+@pytest.mark.faults
+def test_says_why_a_file_can_t_be_written_and_leaves_others_alone(tmp_path):
+    image = write_image(tmp_path / "me.png")
+    other = write_image(tmp_path / "other.png", 50)
+    (tmp_path / "folder.png").mkdir()
+    with Source(image) as source:
+        for name, words in {
+            "out.mp4": "an image is written as .*.png",
+            "other.png": "exists already",
+            "no/out.png": "no folder",
+            "folder.png": "exists already",
+            "me.png": "is the source itself",
+        }.items():
+            with pytest.raises(UserError, match=words):
+                Recorder(tmp_path / name, source, overwrite=name == "me.png")
+        with pytest.raises(UserError, match="exists already"), Recorder(tmp_path / "new.png", source) as recorder:
+            recorder.write(gray(1), 0.0)
+            shutil.copy(other, tmp_path / "new.png")  # somebody else was quicker
+        os.remove(tmp_path / "new.png")
+        with pytest.raises(UserError, match="new.partial.png exists already"):
+            Recorder(tmp_path / "new.png", source)
+        shutil.copy(other, tmp_path / "new.png")
+        with Recorder(other, source, overwrite=True):
+            pass  # nothing came of it
+    for name, value in {"me.png": 100, "other.png": 50, "new.png": 50, "new.partial.png": 1}.items():
+        assert (cv2.imread(str(tmp_path / name)) == value).all()
+
+
+def write_until(path, end):
+    """Write a video in a program of its own that writes on and on, end it, and return its standard error."""
+    code = f"""
+import sys, time, types
+import numpy as np
+sys.path.insert(0, {str(ROOT)!r})
+from expressions.inference.recorder import Recorder
+source = types.SimpleNamespace(is_image=False, live=False, fps=10, address="")
+random = np.random.default_rng(0)
+with Recorder({str(path)!r}, source, overwrite=True) as recorder:
+    for index in range(10**6):
+        recorder.write(random.integers(0, 256, (120, 160, 3), np.uint8), index / 10)
+        time.sleep(0.01)
+        if index == 20: print("20", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: (heed_ctrl_c(), signal.signal(signal.SIGXFSZ, signal.SIG_IGN), end is None and
+                            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))),
+    )  # fmt: skip
+    process.stdout.readline()
+    if end:
+        process.send_signal(end)
+    else:  # the disk is full by now
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=120)[1]
+
+
+@pytest.mark.parametrize("suffix", slow_but(VIDEO_SUFFIXES, ".avi"))
+@pytest.mark.faults
+def test_ctrl_c_leaves_a_whole_video(tmp_path, suffix):
+    path = record_video(tmp_path / f"video{suffix}")
+    write_until(path, signal.SIGINT)
+    with Source(path) as source:
+        assert len(list(source)) > 20 and source.missing_seconds == 0
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", slow_but(VIDEO_SUFFIXES, ".avi"))
+@pytest.mark.parametrize("end", [signal.SIGKILL, None], ids=["kill -9", "disk full"])
+@pytest.mark.faults
+def test_what_could_not_be_ended_lies_beside_the_good_old_video(tmp_path, end, suffix):
+    path = record_video(tmp_path / f"video{suffix}")
+    error = write_until(path, end)
+    assert levels(path) == list(range(12))
+    assert set(os.listdir(tmp_path)) == {f"video{suffix}", f"video.partial{suffix}"}
+    assert end or "could not be written whole; is the disk full?" in error
+    if suffix == ".avi":  # .webm may be written seconds late, and the index of .mp4 comes last
+        with Source(tmp_path / f"video.partial{suffix}") as partial:
+            assert len(list(partial)) >= 5
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "kind, suffix", [("a pixel", ".mp4"), ("a row", ".webm"), pytest.param("8K", ".mp4", marks=pytest.mark.slow)]
+)
+def test_a_video_of_a_size_that_a_codec_may_not_have(detect, tmp_path, kind, suffix):
+    source, saved = write_video(tmp_path / "source.avi", [FRAMES[kind]] * 2), tmp_path / f"saved{suffix}"
+    result = detect("--source", source, "--save", saved)
+    if kind == "8K":
+        assert result[0] == 0 and saved.exists()
+    else:
+        assert one_line(result, f"--save {saved}", "can't write a video of", "try .avi")
+        assert os.listdir(tmp_path) == ["source.avi"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", slow_but(VIDEO_SUFFIXES, ".avi"))
+def test_the_disk_is_full_for_a_video(detect, tmp_path, small_disk, suffix):
+    """It ends in time to be playable; the old one is as it was."""
+    random = np.random.default_rng(0)
+    fill(small_disk, 3 * 2**19)
+    source = write_video(tmp_path / "long.avi", [random.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(120)])
+    save = small_disk / f"video{suffix}"
+    save.write_text("precious")
+    result = detect("--source", source, "--save", save, "--overwrite")
+    partial = small_disk / f"video.partial{suffix}"
+    assert one_line(result, f"--save {save}", "the disk is full", str(partial)) and save.read_text() == "precious"
+    with Source(partial) as video:
+        assert len(list(video)) > 5 and video.missing_seconds == 0
+
+
+@pytest.mark.faults
+def test_the_disk_is_full_for_an_image(detect, tmp_path, photo, small_disk):
+    fill(small_disk, 4096)
+    (small_disk / "out.png").write_text("precious")
+    result = detect("--source", photo, "--save", small_disk / "out.png", "--overwrite")
+    assert one_line(result, "out.png", "No space left")
+    assert (small_disk / "out.png").read_text() == "precious" and len(os.listdir(small_disk)) == 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", [*VIDEO_SUFFIXES, ".png"])
+def test_two_programs_write_the_same_video_or_image(tmp_path, frame, suffix):
+    source = SimpleNamespace(is_image=suffix == ".png", live=False, fps=10, address="")
+    with Recorder(tmp_path / f"out{suffix}", source) as recorder:
+        recorder.write(frame, 0.0)
+        with pytest.raises(UserError, match="another program is writing it"):
+            Recorder(tmp_path / f"out{suffix}", source)
+    with Source(tmp_path / f"out{suffix}") as saved:
+        assert len(list(saved)) == 1
+    assert os.listdir(tmp_path) == [f"out{suffix}"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", [*VIDEO_SUFFIXES, ".png"])
+def test_a_folder_that_goes_while_a_video_is_written(tmp_path, frame, suffix):
+    path = tmp_path / "here" / f"out{suffix}"
+    path.parent.mkdir()
+    source = SimpleNamespace(is_image=suffix == ".png", live=False, fps=10, address="")
+    refused = pytest.raises(UserError, match="its folder can't be|can't be written|was removed")
+    with refused as error, Recorder(path, source) as recorder:
+        recorder.write(frame, 0.0)
+        shutil.rmtree(path.parent)
+        recorder.write(frame, 0.1)
+    assert "disk" not in str(error.value)
+
+
+@pytest.mark.faults
+def test_a_video_that_is_removed_while_it_is_written(tmp_path, frame):
+    source = SimpleNamespace(is_image=False, live=False, fps=10, address="")
+    refused = pytest.raises(UserError, match="was removed while it was written")
+    with refused, Recorder(tmp_path / "out.mp4", source) as recorder:
+        recorder.write(frame, 0.0)
+        os.remove(recorder.partial)

@@ -1,0 +1,83 @@
+"""Tables of what was seen."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import cv2
+import pytest
+from conftest import fill, one_line, read_rows, slow_but, write_video
+from samples import Face, Frame
+
+from expressions import EMOTIONS, UserError
+from expressions.inference.tables import COLUMNS, Table
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_row_a_face_a_frame(tmp_path, suffix):
+    path = tmp_path / f"seen.{suffix}"
+    with Table(path, EMOTIONS) as table:
+        table.write("video, one.mp4", Frame(0, 0.0), [Face(1, "angry"), Face(2, "sad")])
+        table.write("video, one.mp4", Frame(1, 1 / 30), [])
+        table.write("video, one.mp4", Frame(2, 2 / 30), [Face(2, "sad")])
+        text = path.read_text()  # already there while the table is open
+    rows = (
+        list(csv.DictReader(text.splitlines())) if suffix == "csv" else [json.loads(row) for row in text.splitlines()]
+    )
+    assert [list(row) for row in rows] == [[*COLUMNS, *EMOTIONS]] * 3
+    assert [(int(row["frame"]), int(row["track"]), row["label"]) for row in rows] == [
+        (0, 1, "angry"), (0, 2, "sad"), (2, 2, "sad"),
+    ]  # fmt: skip
+    last = rows[-1]
+    assert last["source"] == "video, one.mp4" and float(last["seconds"]) == pytest.approx(0.067)
+    assert [int(last[name]) for name in ("x", "y", "width", "height")] == [1, 2, 30, 40]
+    assert float(last["confidence"]) == float(last["angry"]) == 0.5 and float(last["surprise"]) == 0
+
+
+@pytest.mark.faults
+def test_a_file_that_is_there_is_kept_unless_asked(tmp_path):
+    path = tmp_path / "seen.csv"
+    path.write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        Table(path, EMOTIONS)
+    assert path.read_text() == "precious"
+    with Table(path, EMOTIONS, overwrite=True) as table:
+        assert path.read_text() == "precious"  # until there is something better
+        table.write("0", Frame(0, 0.0), [])
+        assert path.read_text().startswith("source,")
+    with pytest.raises(UserError, match="can't be written"):
+        Table(tmp_path / "none" / "seen.csv", EMOTIONS)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", slow_but([".csv", ".jsonl"], ".csv"))
+def test_the_disk_is_full_for_a_table(detect, tmp_path, frame, small_disk, suffix):
+    """It ends with whole rows, as many as there was room for."""
+    fill(small_disk, 8192)
+    source, table = write_video(tmp_path / "long.avi", [frame] * 120), small_disk / f"seen{suffix}"
+    result = detect("--source", source, f"--{suffix[1:]}", table, "--summary", tmp_path / "timeline.png")
+    assert one_line(result, str(table), "No space left on device; rows are missing".replace(" device;", " device);"))
+    text = table.read_text()
+    assert text.endswith("\n") and 6000 < len(text) <= 8192
+    kept = read_rows(table) if suffix == ".csv" else [json.loads(line) for line in text.splitlines()]
+    assert [int(row["frame"]) for row in kept] == list(range(len(kept))) and len(kept[-1]) == 17
+    assert cv2.imread(str(tmp_path / "timeline.png")) is not None  # what was seen until then
+
+
+@pytest.mark.faults
+def test_a_table_on_dev_full(detect, tmp_path, video):
+    table = tmp_path / "seen.csv"
+    table.symlink_to("/dev/full")
+    assert one_line(detect("--source", video, "--csv", table, "--overwrite"), str(table), "No space left on device")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_two_programs_write_the_same_table(tmp_path, suffix):
+    path = tmp_path / f"seen{suffix}"
+    with Table(path, EMOTIONS, overwrite=True) as table:
+        table.write("first", SimpleNamespace(number=0, seconds=0.0), [])
+        before = path.read_bytes()
+        with pytest.raises(UserError, match="another program is writing it"):
+            Table(path, EMOTIONS, overwrite=True)
+        assert path.read_bytes() == before

@@ -1,0 +1,27 @@
+"""The options of train.py."""
+
+import pytest
+
+import train
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--epochs 0", "--epochs: 0: takes a whole number from 1"),
+        ("--batch-size 1", "--batch-size: 1: takes a whole number from 2"),
+        ("--seed 5000000000", "--seed: 5000000000: takes a whole number from 0"),
+        ("--seed x", "--seed: x: takes a whole number from 0"),
+        ("--precision float16", "--precision: invalid choice"),
+        ("--network x", "--network: invalid choice"),
+        ("--split train", "--split, --labels and --scaling go with --evaluate"),
+        ("--evaluate model.h5 --resume", "--evaluate takes only --data, --split, --labels and --scaling"),
+        ("--evaluate model.h5 --epochs 3", "--evaluate takes only --data, --split, --labels and --scaling"),
+        ("--evaluate model.h5 --precision float32", "--evaluate takes only --data, --split, --labels and --scaling"),
+        ("--evaluate model.h5 --seed 3", "--evaluate takes only --data, --split, --labels and --scaling"),
+    ],
+)
+def test_options_out_of_range(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments.split())
+    assert caught.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
