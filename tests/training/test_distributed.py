@@ -247,7 +247,7 @@ def test_on_one_device_every_image_counts_alike():
     ],
 )
 def test_what_the_environment_can_get_wrong(monkeypatch, capsys, data_folder, address, count, number, words):
-    for name, value in zip(("ADDRESSES", "COUNT", "NUMBER"), (address, count, number), strict=True):
+    for name, value in zip(("ADDRESSES", "WORLD_SIZE", "RANK"), (address, count, number), strict=True):
         monkeypatch.setenv(getattr(distributed, name), value)
     monkeypatch.setattr(train.keras.config, "backend", lambda: "tensorflow")
     assert train.main(["--data", str(data_folder)]) == 2
