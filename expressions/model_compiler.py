@@ -48,10 +48,8 @@ def run(action: str, path: str, **given: object) -> bytes:
     try:
         limit_resources(CHECK_SECONDS)
         metadata, config = validate_model_file(path, **given)
-        content = b""
-        if action == "weights":
-            content = dump_weights(path)
-        elif action == "compile":
+        content = dump_weights(path) if action == "weights" else b""
+        if action == "compile":
             limit_resources(COMPILE_SECONDS)
             content = compile_network(path, metadata, config)
     except UserError as error:
@@ -260,8 +258,7 @@ def predict_all(network, metadata, faces):
 def build_network(path, config, labels):
     import keras
 
-    kind = keras.Sequential if config["class_name"] == "Sequential" else keras.Model
-    network = kind.from_config(config["config"])
+    network = (keras.Sequential if config["class_name"] == "Sequential" else keras.Model).from_config(config["config"])
     takes, gives = tuple(network.input_shape), tuple(network.output_shape)
     if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
         raise UserError(f"takes input of the shape {takes}, not square pictures with 1 or 3 channels")
@@ -287,14 +284,17 @@ def complete_network(network, votes=None):
     import keras
 
     check_finite([*network.get_weights(), *(votes or ())])
-    last, outputs = network.layers[-1], network.outputs[0]
+    # it becomes one layer of another model, because its own layers may have the names of those that are added here
+    last, inputs = network.layers[-1], keras.Input(network.input_shape[1:])
+    parts = [network.outputs[0], network.layers[-2].output] if votes else network.outputs[:1]
+    outputs, *features = keras.Model(network.inputs, parts)(inputs)
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
     if votes:
-        features, answers = network.layers[-2].output, network.output_shape[-1] + 1
-        if [part.shape for part in votes] != [(features.shape[-1], answers), (answers,)]:
+        answers = network.output_shape[-1] + 1
+        if [part.shape for part in votes] != [(features[0].shape[-1], answers), (answers,)]:
             raise UserError("its layer for votes doesn't fit its network; train it again")
         layer = keras.layers.Dense(answers, name="votes")
-        outputs = keras.ops.concatenate([outputs, layer(features)], axis=1)
+        outputs = keras.ops.concatenate([outputs, layer(features[0])], axis=1)
         layer.set_weights(votes)
-    return keras.Model(network.inputs, outputs)
+    return keras.Model(inputs, outputs)
