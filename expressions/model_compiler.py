@@ -285,16 +285,17 @@ def complete_network(network: Any, votes: Sequence[np.ndarray] | None = None) ->
     import keras
 
     _check_finite(network.get_weights(), votes)
-    last, outputs = network.layers[-1], network.outputs[0]
-    # new layers are named here, since a name that Keras would give, such as "add", may be in the network already
+    # it becomes one layer of another model, because its own layers may have the names of those that are added here
+    last, inputs = network.layers[-1], keras.Input(network.input_shape[1:])
+    parts = [network.outputs[0], network.layers[-2].output] if votes else network.outputs[:1]
+    outputs, *features = keras.Model(network.inputs, parts)(inputs)
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        # undoes the softmax, up to a number that cancels
-        outputs = keras.layers.Lambda(lambda given: keras.ops.log(given + 1e-12), name="undo_softmax")(outputs)
+        outputs = keras.ops.log(outputs + 1e-12)  # undoes the softmax, up to a number that cancels
     if votes:
-        features, answers = network.layers[-2].output, network.output_shape[-1] + 1
-        if [part.shape for part in votes] != [(features.shape[-1], answers), (answers,)]:
+        answers = network.output_shape[-1] + 1
+        if [part.shape for part in votes] != [(features[0].shape[-1], answers), (answers,)]:
             raise UserError("its layer for votes doesn't fit its network; train it again")
         layer = keras.layers.Dense(answers, name="votes")
-        outputs = keras.layers.Concatenate(name="labels_and_votes")([outputs, layer(features)])
+        outputs = keras.ops.concatenate([outputs, layer(features[0])], axis=1)
         layer.set_weights(votes)
-    return keras.Model(network.inputs, outputs)
+    return keras.Model(inputs, outputs)

@@ -95,7 +95,7 @@ def test_no_facts_or_damaged_ones(trained_copy):
 @pytest.mark.parametrize("what", ["label", "vote"])
 def test_a_network_that_says_something_else_is_not_used(model, monkeypatch, what):
     """In this process, where the compiled network can be changed."""
-    write_votes_layer(model, np.zeros((8, 8), np.float32), np.zeros(8, np.float32))
+    write_votes_layer(model, np.zeros((72, 8), np.float32), np.zeros(8, np.float32))
     off = np.where((np.arange(15) < 7) == (what == "label"), np.linspace(0, 5, 15), 0).astype(np.float32)
     right = model_compiler.CompiledNetwork.predict_on_batch
     monkeypatch.setattr(
@@ -606,7 +606,7 @@ DESCRIBED = {
     "a Dense aside": (aside, LARGE),
     "few values, many weights": (insert_last(*[layer("Dense", units=10**6)] * 2), LARGE),
     "a pool larger than what is left": (
-        insert_last(layer("Reshape", target_shape=[5, 5, 2]), layer("MaxPooling2D", pool_size=40), layer("Flatten")),
+        insert_last(layer("Reshape", target_shape=[6, 6, 2]), layer("MaxPooling2D", pool_size=40), layer("Flatten")),
         LARGE,
     ),
     "padding of less than nothing": (
