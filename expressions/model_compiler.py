@@ -32,8 +32,7 @@ TRAINED_WITH = ("_initializer", "_regularizer", "_constraint")  # endings of wha
 MAX_OBJECTS, MAX_DEPTH, MAX_TEXT_BYTES = 2**15, 64, 2**24  # in a file; far above those of networks that people use
 # of this process; DenseNet201 (709 layers, images of 224 pixels) takes 86 s and 2.6 GB
 CHECK_SECONDS, COMPILE_SECONDS, MAX_MEMORY_BYTES = 30, 180, 2**32
-TOLERANCE = 1e-4  # by which a probability of the compiled network may differ from Keras's
-SAMPLES = 64  # faces on which both have to agree
+SAMPLES, TOLERANCE = 64, 1e-4  # faces on which Keras and the compiled network agree, but for that in probability
 
 
 def check_main() -> None:
@@ -52,7 +51,7 @@ def run(action: str, path: str, **given: object) -> bytes:
         metadata, config = validate_model_file(path, **given)
         if action == "weights":
             content = _dump_weights(path)
-        elif action == "compile":
+        if action == "compile":
             _limit_resources(COMPILE_SECONDS)
             content = compile_network(path, metadata, config)
     except UserError as error:
