@@ -213,7 +213,7 @@ def _check_finite(weights, votes):
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
-    """Compile the network of a validated model file to a LiteRT file; UserError if it is unfit or comes out otherwise."""
+    """Compile the network of a validated model file to a LiteRT file; UserError where that goes wrong."""
     # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
     faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
     try:
