@@ -184,7 +184,6 @@ def _check_objects(file, file_bytes):
 
 
 def _dump_weights(path):
-    """The weights of a model file as an .npz file; see `model_file.read_weights`."""
     content, votes = io.BytesIO(), read_votes_layer(path)
     try:
         with h5py.File(path) as file:
@@ -213,10 +212,7 @@ def _check_finite(weights, votes):
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
-    """Compile the network of a validated model file, made by `complete_network`, to a LiteRT file.
-
-    Raises UserError where Keras can't load it, it doesn't fit its labels, or the compiled network differs from Keras's.
-    """
+    """Compile the network of a validated model file to a LiteRT file; UserError where that goes wrong."""
     # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
     faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
     try:
@@ -247,8 +243,10 @@ def _predict_all(network, metadata, faces):
 
 def _build_network(path, config, labels):
     import keras
+    import tensorflow
 
     kind = keras.Sequential if config["class_name"] == "Sequential" else keras.Model
+    described = _count_layers(config)  # now, for Keras may change it
     with keras.StatelessScope(initialize_variables=False):  # weights have shapes, but take no memory yet
         network = kind.from_config(config["config"])
         takes, gives = tuple(network.input_shape), tuple(network.output_shape)
@@ -256,23 +254,23 @@ def _build_network(path, config, labels):
             raise UserError(f"takes input of the shape {takes}, not square pictures with 1 or 3 channels")
         if gives != (None, len(labels)):
             raise UserError(f"gives output of the shape {gives}, not one value for each of {tuple(labels)}")
-        _check_memory(network)
+        if _count_layers({"config": network.get_config()}) < described:  # their weights are in no graph
+            raise ValueError("some of its layers lead nowhere")
+        # bounds memory on every system: the graph has weights and results of one call, of which only shapes are known
+        faces = tensorflow.TensorSpec((max(1, MAX_BATCH_PIXELS // takes[1] ** 2), *takes[1:]))
+        operations = tensorflow.function(network).get_concrete_function(faces).graph.get_operations()
+        values = sum(output.shape.num_elements() or 0 for operation in operations for output in operation.outputs)
+        if 4 * values > MAX_MEMORY_BYTES:
+            raise ValueError(f"it takes {4 * values / 1e9:.0f} GB of memory")
     with keras.StatelessScope():  # makes the weights when it ends
         pass
     network.load_weights(path)
     return network
 
 
-def _check_memory(network):
-    """Raise ValueError if weights and results of all layers take more than MAX_MEMORY_BYTES, before any is computed."""
-    import tensorflow
-
-    faces = max(1, MAX_BATCH_PIXELS // network.input_shape[1] ** 2)
-    inputs = tensorflow.TensorSpec((faces, *network.input_shape[1:]))
-    operations = tensorflow.function(network).get_concrete_function(inputs).graph.get_operations()
-    values = sum(output.shape.num_elements() or 0 for operation in operations for output in operation.outputs)
-    if 4 * values > MAX_MEMORY_BYTES:
-        raise ValueError(f"it takes {4 * values / 1e9:.0f} GB of memory")
+def _count_layers(config):  # and those of networks in it, but not InputLayer, which Keras adds where it is missing
+    layers = config["config"].get("layers", [])
+    return sum((layer["class_name"] != "InputLayer") + _count_layers(layer) for layer in layers)
 
 
 def complete_network(network: Any, votes: Sequence[np.ndarray] | None = None) -> Any:
