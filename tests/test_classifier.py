@@ -23,52 +23,55 @@ from expressions.model_file import (
 from expressions.training import synthetic
 
 
-def test_probabilities_of_any_number_of_faces(trained):
-    classifier = load(trained)
+@pytest.fixture(scope="module")
+def loaded(trained):
+    """The trained network, compiled as it is in the cache of all tests."""
+    return Classifier.load(trained)
+
+
+def test_probabilities_of_any_number_of_faces(loaded):
     faces, _ = synthetic.draw_faces(50, seed=9)  # more than one batch
-    probabilities = classifier.predict_proba(faces)
+    probabilities = loaded.predict_proba(faces)
     assert probabilities.shape == (350, 7) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(classifier.predict_proba(faces[:1]), probabilities[:1], atol=1e-5)
-    assert classifier.predict_proba([]).shape == (0, 7)
+    np.testing.assert_allclose(loaded.predict_proba(faces[:1]), probabilities[:1], atol=1e-5)
+    assert loaded.predict_proba([]).shape == (0, 7)
 
 
-def test_the_network_in_memory_says_what_its_file_says(trained):
+def test_the_network_in_memory_says_what_its_file_says(trained, loaded):
     network = complete_network(keras.models.load_model(trained, compile=False))
     faces, _ = synthetic.draw_faces(2, seed=9)
-    expected = load(trained).predict_proba(faces)
+    expected = loaded.predict_proba(faces)
     np.testing.assert_allclose(Classifier(network, read_metadata(trained)).predict_proba(faces), expected, atol=1e-5)
 
 
 @pytest.mark.faults
-def test_an_output_that_is_no_row_for_each_face(trained_copy):
-    classifier = load(trained_copy)
-    right = classifier.network.predict_on_batch
-    classifier.network.predict_on_batch = lambda inputs: np.concatenate([right(inputs)] * 2)
+def test_an_output_that_is_no_row_for_each_face(loaded, monkeypatch):
+    right = loaded.network.predict_on_batch
+    monkeypatch.setattr(loaded.network, "predict_on_batch", lambda inputs: np.concatenate([right(inputs)] * 2))
     with pytest.raises(UserError, match="no numbers"):
-        classifier.predict_proba([np.zeros((48, 48), np.uint8)])
+        loaded.predict_proba([np.zeros((48, 48), np.uint8)])
 
 
-def test_faces_of_mixed_sizes_in_one_call(trained):
+def test_faces_of_mixed_sizes_in_one_call(loaded):
     face = synthetic.draw_face("sad", np.random.default_rng(0), 200)
-    mixed = load(trained).predict_proba([face, face[:, :, None].repeat(3, axis=2), face[::2, ::2]])
+    mixed = loaded.predict_proba([face, face[:, :, None].repeat(3, axis=2), face[::2, ::2]])
     np.testing.assert_allclose(mixed[0], mixed[1], atol=1e-6)
 
 
-def test_the_mirrored_view_is_averaged_in(trained):
-    classifier = load(trained)
+def test_the_mirrored_view_is_averaged_in(loaded):
     faces, _ = synthetic.draw_faces(2, seed=9)
-    expected = (classifier.predict_proba(faces) + classifier.predict_proba(faces[:, :, ::-1])) / 2
-    np.testing.assert_allclose(classifier.predict_proba(faces, flip_tta=True), expected, atol=1e-5)
+    expected = (loaded.predict_proba(faces) + loaded.predict_proba(faces[:, :, ::-1])) / 2
+    np.testing.assert_allclose(loaded.predict_proba(faces, flip_tta=True), expected, atol=1e-5)
 
 
-def test_the_temperature_of_the_file_is_applied(trained_copy):
+def test_the_temperature_of_the_file_is_applied(model):
     faces, _ = synthetic.draw_faces(2, seed=9)
-    write_metadata(trained_copy, METADATA)
-    plain = load(trained_copy).predict_proba(faces)
-    write_metadata(trained_copy, METADATA | {"temperature": 2})
+    write_metadata(model, METADATA)
+    plain = load(model).predict_proba(faces)
+    write_metadata(model, METADATA | {"temperature": 2})
     expected = np.sqrt(plain) / np.sqrt(plain).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(load(trained_copy).predict_proba(faces), expected, atol=1e-5)
+    np.testing.assert_allclose(load(model).predict_proba(faces), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +212,9 @@ def test_the_same_model_with_given_labels_and_scaling_gets_one_for_them(model, c
     given = [{}, {"labels": tuple("abcdefg")}, {"scaling": "pixels"}, {"labels": tuple("gfedcba")}]
     for _ in range(2):
         for each in given:
-            loaded = Classifier.load(model, **each)
-            assert loaded.labels == each.get("labels", EMOTIONS)
-            assert loaded.metadata["scaling"] == each.get("scaling", "unit")
+            own = Classifier.load(model, **each)
+            assert own.labels == each.get("labels", EMOTIONS)
+            assert own.metadata["scaling"] == each.get("scaling", "unit")
     assert len(compiled) == len(given)
 
 
