@@ -73,3 +73,9 @@ class ExpressionRecognizer:
         for track, row in zip(selected, probabilities, strict=True):
             track.update_expression(row, seconds or 0.0)
         return [track.to_face(self.labels) for track in tracks]
+
+
+class Labeller(ExpressionRecognizer):
+    """ExpressionRecognizer by the names that it had in earlier versions."""
+
+    label, start = ExpressionRecognizer.recognize, ExpressionRecognizer.reset

@@ -39,3 +39,8 @@ class Face(NamedTuple):
     confidence: float  # the label's probability, 0 to 1; with UNCERTAIN, that of the likeliest label
     track_id: int  # the identity of the face, from 1
     probabilities: np.ndarray  # float32 (classes,), smoothed over time
+
+    @property
+    def number(self) -> int:
+        """The `track_id`, by its name in earlier versions."""
+        return self.track_id

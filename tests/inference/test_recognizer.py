@@ -106,3 +106,13 @@ def test_a_model_of_nan(detect, tmp_path, trained, photo):
     result = detect("--model", broken, "--source", photo, "--csv", old, "--save", tmp_path / "o.png", "--overwrite")
     assert result[0] == 2 and result[2].count("\n") == 1 and "Nan" in result[2].title(), result
     assert old.read_text() == "precious" and not (tmp_path / "o.png").exists()
+
+
+def test_programs_written_for_earlier_versions_go_on(trained, frame):
+    labeller, recognizer = realtime_detect.Labeller(trained), realtime_detect.ExpressionRecognizer(trained)
+    for seconds in (0.0, 0.1):
+        old, new = labeller.label(frame, seconds), recognizer.recognize(frame, seconds)
+        assert [(face.number, face.box, face.label) for face in old] == [(f.track_id, f.box, f.label) for f in new]
+        assert len(new) > 0
+    labeller.start()
+    assert [face.number for face in labeller.label(frame, 0.0)][:1] == [1]
