@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,5 +179,7 @@ def write_cached(name: str, metadata: dict, content: bytes) -> None:
     path, content = _cache_folder() / name, json.dumps(metadata).encode() + b"\n" + content
     with atomic_write(path, path.with_suffix(f".{os.getpid()}")) as partial:
         partial.write_bytes(hashlib.sha256(content).digest() + content)
-    for old in sorted(path.parent.iterdir(), key=os.path.getmtime, reverse=True)[MAX_CACHED:]:
+    # the folder may be a link to one of the user's, with other files
+    cached = [file for file in path.parent.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.tflite", file.name)]
+    for old in sorted(cached, key=os.path.getmtime, reverse=True)[MAX_CACHED:]:
         old.unlink()

@@ -219,19 +219,24 @@ def test_the_same_model_with_given_labels_and_scaling_gets_one_for_them(model, c
 
 
 def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch, compiled):
+    cache.mkdir(parents=True)
+    others = [cache / "thesis.txt", cache / "thesis.tflite"]
+    for other in others:  # the oldest of all, but not the program's
+        other.touch()
+        os.utime(other, (1, 1))
     for number in range(12):
-        monkeypatch.setattr(classifier, "cache_name", lambda *_, number=number: f"{number}.tflite")
-        cache.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(classifier, "cache_name", lambda *_, number=number: f"{number:064}.tflite")
         if number in (0, 11):
             Classifier.load(model)
         else:
-            (cache / f"{number}.tflite").touch()
-        os.utime(cache / f"{number}.tflite", (1000 + number, 1000 + number))
+            (cache / f"{number:064}.tflite").touch()
+        os.utime(cache / f"{number:064}.tflite", (1000 + number, 1000 + number))
         if number == 10:  # the oldest one is used again
-            monkeypatch.setattr(classifier, "cache_name", lambda *_: "0.tflite")
+            monkeypatch.setattr(classifier, "cache_name", lambda *_: f"{0:064}.tflite")
             assert Classifier.load(model) and len(compiled) == 1
-    names = {path.name for path in cache.iterdir()}
-    assert names == {f"{number}.tflite" for number in (0, *range(3, 12))}
+    assert all(other.exists() for other in others)
+    names = {path.name for path in cache.iterdir() if path not in others}
+    assert names == {f"{number:064}.tflite" for number in (0, *range(3, 12))}
 
 
 @pytest.mark.faults

@@ -1,5 +1,6 @@
 """From a frame to the faces in it and their expressions."""
 
+import threading
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,7 @@ class ExpressionRecognizer:
         if votes and not self.classifier.has_votes:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
         self.labels = self.classifier.labels
+        self.lock = threading.Lock()  # the detector and the network serve one thread at a time
         self.reset()
 
     def reset(self, segment_end: float = SEGMENT_SECONDS) -> None:
@@ -45,8 +47,13 @@ class ExpressionRecognizer:
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
         """Find the faces in a frame, BGR uint8 (height, width, 3), and label their expressions.
 
-        `seconds` is its time in a video, whose faces are followed from frame to frame; None for an image.
+        `seconds` is its time in a video, whose faces are followed from frame to frame; None for an image. Several
+        threads may call it.
         """
+        with self.lock:
+            return self._recognize(image, seconds)
+
+    def _recognize(self, image, seconds):
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         if seconds is None:
             return TrackStitcher().assign_ids(self.recognize_tracks(Tracker(self.detector), gray, None))

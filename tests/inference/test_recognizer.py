@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import h5py
@@ -116,3 +117,16 @@ def test_programs_written_for_earlier_versions_go_on(trained, frame):
         assert len(new) > 0
     labeller.start()
     assert [face.number for face in labeller.label(frame, 0.0)][:1] == [1]
+
+
+def test_several_threads_get_what_one_gets(trained, frame):
+    recognizer = realtime_detect.ExpressionRecognizer(trained)
+    images = [frame, cv2.resize(frame, None, fx=0.7, fy=0.7), frame[:, : frame.shape[1] // 2]] * 8
+
+    def seen(image):
+        return [(face.box, face.label, face.confidence) for face in recognizer.recognize(image)]
+
+    alone = [seen(image) for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(seen, images)) == alone
+    assert any(alone)
