@@ -107,7 +107,10 @@ def test_a_network_that_says_something_else_is_not_used(model, monkeypatch, what
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("tensorflow", "pip install tensorflow"), ("ai_edge_litert.interpreter", "pip install ai-edge-litert")],
+    [
+        ("tensorflow", "pip install tensorflow"),
+        pytest.param("ai_edge_litert.interpreter", "pip install ai-edge-litert", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_missing_is_named(model, cache, monkeypatch, name, words):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
