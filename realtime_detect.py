@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from expressions import UserError, cli
 from expressions.inference import batch, overlay
+from expressions.inference.names import expand_sources, is_camera, parse_size
 from expressions.inference.outputs import Outputs
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer, Labeller  # noqa: F401
-from expressions.inference.sources import Source, expand_sources, is_camera, parse_size
+from expressions.inference.sources import Source
 from expressions.inference.tracker import SEGMENT_SECONDS
 from expressions.inference.viewer import Viewer
 

@@ -23,6 +23,7 @@ LAYERS = {
     # they have the types that the modules of one wing pass to one another
     "types": ["expressions.inference.types", "expressions.training.readers"],
     "metrics": ["expressions.training.metrics"],
+    "names": ["expressions.inference.names"],
     "detector": ["expressions.inference.detector"],
     "process group": ["expressions.training.distributed"],  # of all processes that train one network
     "leaves": [
@@ -36,12 +37,12 @@ LAYERS = {
         "expressions.training.targets",
         "expressions.inference",
         "expressions.inference.overlay",
-        "expressions.inference.sources",
         "expressions.inference.summary",
         "expressions.inference.tables",
         "expressions.inference.tracker",
         "expressions.inference.workers",
     ],
+    "sources": ["expressions.inference.sources"],
     "recognizer": ["expressions.inference.recognizer"],
     "recorder": ["expressions.inference.recorder"],
     "jobs": ["expressions.inference.jobs"],

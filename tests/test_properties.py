@@ -16,7 +16,7 @@ from expressions.cli import escape_unprintable
 from expressions.images import crop, decode_image, preprocess_face
 from expressions.inference import overlay
 from expressions.inference.detector import HaarDetector
-from expressions.inference.sources import parse_size
+from expressions.inference.names import parse_size
 from expressions.inference.summary import Summary
 from expressions.inference.tables import Table
 from expressions.inference.tracker import Tracker, select_for_classification

@@ -19,8 +19,8 @@ from expressions import UserError
 from expressions.cli import escape_unprintable
 from expressions.files import lock_file
 from expressions.inference import jobs, workers
+from expressions.inference.names import expand_sources, is_list, output_path, read_source_list
 from expressions.inference.recognizer import CASCADE, MODEL, ROOT, ExpressionRecognizer
-from expressions.inference.sources import expand_sources, is_list, output_path, read_source_list
 from expressions.inference.tables import import_pyarrow
 
 MAX_LISTED = 20  # failed files that are named at the end

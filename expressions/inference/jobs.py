@@ -22,8 +22,9 @@ import numpy as np
 from expressions import UserError
 from expressions.cli import escape_unprintable
 from expressions.files import atomic_write
+from expressions.inference.names import is_camera
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
-from expressions.inference.sources import Source, is_camera
+from expressions.inference.sources import Source
 from expressions.inference.tables import Table, convert_to_parquet
 from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, Tracker, TrackStitcher
 from expressions.inference.types import Box, Face, Frame
