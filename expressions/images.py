@@ -5,31 +5,39 @@ import os
 import cv2
 import numpy as np
 
-from expressions import IMAGE_SIZE, MAX_IMAGE_BYTES
+from expressions import IMAGE_SIZE, MAX_IMAGE_BYTES, UserError
 from expressions.files import suppress_output
+from expressions.image_formats import FORMATS, image_format
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray | None:
-    """Read an image file as `decode_image` does; also None for more than MAX_IMAGE_BYTES. Raises OSError."""
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Read an image file as `decode_image` does. Raises OSError, and UserError also for more than MAX_IMAGE_BYTES."""
     with open(path, "rb") as file:
-        data = file.read(MAX_IMAGE_BYTES + 1)
-    return decode_image(np.frombuffer(data, np.uint8)) if len(data) <= MAX_IMAGE_BYTES else None
+        return decode_image(file.read(MAX_IMAGE_BYTES + 1), str(path))
 
 
-def decode_image(data: np.ndarray) -> np.ndarray | None:
-    """Decode the content of an image file, uint8 (bytes,).
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decode the content of an image file, which messages call `name`.
 
     Returns:
-        BGR uint8 (height, width, 3); None if OpenCV can't decode it or it has more than MAX_IMAGE_PIXELS. The image is
-        turned upright by its EXIF orientation, unless it has an alpha channel. Transparent parts become white, as in
-        most viewers.
+        BGR uint8 (height, width, 3). The image is turned upright by its EXIF orientation, unless it has an alpha
+        channel. Transparent parts become white, as in most viewers.
+
+    Raises:
+        UserError: It is no image of `image_formats.FORMATS`, or damaged, or larger than MAX_IMAGE_PIXELS.
     """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UserError(f"{name}: not an image, or too large a one: it has more than {MAX_IMAGE_BYTES >> 20} MB")
+    if not image_format(data):
+        raise UserError(f"{name}: not an image of a known format ({', '.join(FORMATS)})")
     try:
         with suppress_output():  # libraries that OpenCV uses complain on the screen
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-            layers = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if image is not None else None
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            layers = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if image is not None else None
     except cv2.error:  # nothing in it, or too much
-        return None
+        image = None
+    if image is None:
+        raise UserError(f"{name}: not an image that OpenCV can read, or too large a one")
     if layers is None or layers.ndim < 3 or layers.shape[2] < 4:
         return image
     if layers.dtype == np.uint16:

@@ -15,6 +15,7 @@ LAYERS = {
     "contract": ["expressions"],
     "terminal": ["expressions.cli"],
     "files": ["expressions.files"],
+    "image formats": ["expressions.image_formats"],
     "images": ["expressions.images"],
     "window": ["expressions.window"],
     "model_file": ["expressions.model_file"],

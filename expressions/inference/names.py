@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expressions import UserError
+from expressions.image_formats import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = set(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 URL = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # scheme and path

@@ -10,7 +10,7 @@ import numpy as np
 
 from expressions import UserError
 from expressions.files import lock_file, suppress_output
-from expressions.inference.names import IMAGE_SUFFIXES
+from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.inference.sources import DEFAULT_FPS, LOST_TIMEOUT, Source
 
 # what OpenCV's wheels can write: browsers play WebM alone, most players all three; per frame of 640x480 VP8 takes 25

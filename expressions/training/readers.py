@@ -3,7 +3,6 @@
 Every image file becomes 48x48 gray by `preprocess_face`, which the webcam uses too; a row of the CSV is that already.
 """
 
-import contextlib
 import csv
 import hashlib
 import os
@@ -16,6 +15,7 @@ import pandas as pd
 
 from expressions import EMOTIONS, IMAGE_SIZE, UserError
 from expressions.cli import escape_unprintable
+from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.images import preprocess_face, read_image
 
 SPLITS = {  # and the names of their folders
@@ -23,7 +23,6 @@ SPLITS = {  # and the names of their folders
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
 }
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SKIPPED = {  # the files that a data set is read without, and how they are reported
     "unreadable": "that can't be read, or are no image OpenCV knows",
     "link": "that are links out of the data set; put the images themselves there",
@@ -176,13 +175,12 @@ def _read_split(classes, labels, votes, unreadable):
     rows = []
     for index, label in enumerate(labels):
         for file in classes.get(label, ()):
-            image = None
-            with contextlib.suppress(OSError):  # no permission, gone since it was listed, a bad disk
-                image = read_image(file)
-            if image is None:
+            try:
+                rows.append((preprocess_face(read_image(file)), index, file.name))
+            except OSError:  # no permission, gone since it was listed, a bad disk
                 unreadable.append(file)
-            else:
-                rows.append((preprocess_face(image), index, file.name))
+            except UserError as error:  # it tells the path and the reason
+                unreadable.append(error)
     if not rows:
         return None
     images, indices, names = zip(*rows, strict=True)
