@@ -11,7 +11,8 @@ import numpy as np
 from expressions import UserError
 from expressions.files import lock_file, suppress_output
 from expressions.image_formats import IMAGE_SUFFIXES
-from expressions.inference.sources import DEFAULT_FPS, LOST_TIMEOUT, Source
+from expressions.inference.sources import Source
+from expressions.inference.video import DEFAULT_FPS, LOST_TIMEOUT
 
 # what OpenCV's wheels can write: browsers play WebM alone, most players all three; per frame of 640x480 VP8 takes 25
 # times as long as mp4v, and VP9, which browsers would play in .mp4, 200 times
