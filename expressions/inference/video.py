@@ -145,6 +145,7 @@ class Video:
         if self.duration and rate:  # each frame takes a byte at least, so a small file can't have many
             known = filter(None, (stream.frames, size, MAX_FRAMES))
             self.frame_count = min(max(round(self.duration * rate), 1), *known)
+        self.ticks = [float(1 / other.time_base) for other in self.container.streams]  # a second
         self.origin, self.end = stream.start_time or 0, 0.0
         self.packets = self.container.demux(self.streams)
 
@@ -185,7 +186,7 @@ class Video:
                 raise MemoryError
             self.decoded.extend(packet.decode())
         if packet.pts is not None:
-            self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            self.end = max(self.end, (packet.pts + (packet.duration or 0)) / self.ticks[packet.stream_index])
 
     def frames(self, start: float = 0.0) -> Iterator[tuple[np.ndarray, float]]:
         """Yield each frame from `start` on, in seconds, as `image` returns it, and its time in seconds."""
@@ -205,7 +206,7 @@ class Video:
             latest = self._credible_seconds(frame, latest, sought=start > SEEK_MARGIN)
             if latest >= start:
                 yield self.image(frame), latest
-        missing = (self.duration or 0.0) - max(self.end, self.end - float(self.origin * self.stream.time_base))
+        missing = (self.duration or 0.0) - max(self.end, self.end - self.origin / self.ticks[self.stream.index])
         self.missing_seconds = missing if missing > 1 else 0.0
 
     def _credible_seconds(self, frame, latest, sought):
@@ -219,7 +220,7 @@ class Video:
     def seconds(self, frame: "av.VideoFrame") -> float | None:  # noqa: F821
         """Return when a frame is shown, in seconds from the beginning; None if the file doesn't tell."""
         pts = frame.dts if frame.pts is None else frame.pts
-        return None if pts is None else float((pts - self.origin) * self.stream.time_base)
+        return None if pts is None else (pts - self.origin) / self.ticks[self.stream.index]
 
     def stream_seconds(self, frame: "av.VideoFrame") -> float | None:  # noqa: F821
         """Return the time of a frame by the sender's own clock, in seconds."""
