@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 
@@ -58,6 +59,7 @@ MIN_FPS, MAX_FPS = 0.1, 500  # files may say 0 or a clock's ticks
 MIN_STRETCH, MAX_STRETCH = 1.02, 4  # of pixels to squares; less is rounding, and real ones are below 2.5
 MAX_FRAMES = 10**9
 MAX_STREAMS = 100  # in a file; each takes memory
+MAX_SINGLE_PIXELS = 640 * 480  # up to here one thread decodes; more cost more processor time than they save
 MAX_THREADS = 4  # of a decoder; each takes frames in memory, and the detector is slower than one
 # by which the program may grow while FFmpeg opens or reads; 8K with 16 reference frames takes 1 GB
 MAX_MEMORY_BYTES = 2**31
@@ -80,6 +82,7 @@ class Video:
         finite: Whether its length is known, in seconds or bytes.
         live: Whether it is a stream without an end, or of a kind that has none.
         in_parts: Whether it is a broadcast that comes in parts of some seconds each (HLS).
+        beginning: Is the same in another Video of the address that begins with the same frame; None if unknown.
         skipped: How many broken frames were left out by `frames` so far.
         missing_seconds: By how much a video that `frames` has read to its end is shorter than it says, if by more than
             a second; else 0.
@@ -93,8 +96,9 @@ class Video:
         options = {"protocol_whitelist": protocols, "format_whitelist": formats, "max_streams": str(MAX_STREAMS)}
         if formats == "rtsp":
             options["rtsp_transport"] = "tcp"  # a firewall lets it in, and no port is opened
+        read_timeout = PART_SECONDS if ".m3u8" in address.lower() else STALL_TIMEOUT
         self.file = None if scheme else open(address, "rb", buffering=0)
-        self.skipped, self.missing_seconds = 0, 0.0
+        self.skipped, self.missing_seconds, self.beginning = 0, 0.0, None
         self.container, self.decoded, self.memory = None, deque(), _memory_limit()
         try:
             with self._limits():
@@ -104,7 +108,7 @@ class Video:
                     container_options=options,
                     metadata_errors="replace",
                     buffer_size=BUFFER_BYTES,
-                    timeout=(LOST_TIMEOUT, STALL_TIMEOUT) if scheme else FILE_TIMEOUT,
+                    timeout=(LOST_TIMEOUT, read_timeout) if scheme else FILE_TIMEOUT,
                 )
                 self._choose_stream()
                 self._read_header(scheme in STREAM_SCHEMES)
@@ -132,14 +136,13 @@ class Video:
         for other in self.container.streams:
             if other not in self.streams:
                 other.discard = type(other.discard).all
-        size = os.fstat(self.file.fileno()).st_size if self.file else max(self.container.size, 0)
+        is_playlist = self.container.format.name == "hls"  # its size is not that of what it names
+        size = os.fstat(self.file.fileno()).st_size if self.file else max(self.container.size, 0) * (not is_playlist)
         self.finite = self.duration is not None or size > 0
-        self.live = live or not self.finite
-        self.in_parts = self.container.format.name == "hls" and not self.finite
-        if self.in_parts:
-            self.container.read_timeout = PART_SECONDS
-        # each further thread holds a frame back
-        stream.codec_context.thread_count = 1 if self.live else min(cv2.getNumThreads(), MAX_THREADS)
+        self.live, self.in_parts = live or not self.finite, is_playlist and not self.finite
+        # each further thread holds a frame back, which live would be a delay
+        single = self.live or stream.width * stream.height <= MAX_SINGLE_PIXELS
+        stream.codec_context.thread_count = 1 if single else min(cv2.getNumThreads(), MAX_THREADS)
         stream.codec_context.thread_type = "AUTO"
         self.frame_count = None
         if self.duration and rate:  # each frame takes a byte at least, so a small file can't have many
@@ -184,6 +187,10 @@ class Video:
         if packet.stream is self.stream and (packet.size or packet.dts is None):  # empty: the frame before it goes on
             if packet.is_corrupt:  # cut off
                 raise MemoryError
+            if (
+                self.beginning is None and self.container.format.name != "mpjpeg"
+            ):  # a still scene begins alike each time
+                self.beginning = packet.pts, zlib.crc32(packet)
             self.decoded.extend(packet.decode())
         if packet.pts is not None:
             self.end = max(self.end, (packet.pts + (packet.duration or 0)) / self.ticks[packet.stream_index])
