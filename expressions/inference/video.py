@@ -7,6 +7,8 @@ protocols may be used that the address calls for.
 
 import contextlib
 import ctypes
+import io
+import math
 import os
 import re
 import sys
@@ -97,7 +99,7 @@ class Video:
         if formats == "rtsp":
             options["rtsp_transport"] = "tcp"  # a firewall lets it in, and no port is opened
         read_timeout = PART_SECONDS if ".m3u8" in address.lower() else STALL_TIMEOUT
-        self.file = None if scheme else open(address, "rb", buffering=0)
+        self.file = None if scheme else _TimedFile(address)
         self.skipped, self.missing_seconds, self.beginning = 0, 0.0, None
         self.container, self.decoded, self.memory = None, deque(), _memory_limit()
         try:
@@ -252,7 +254,9 @@ class Video:
 
     @contextlib.contextmanager
     def _limits(self):
-        """Let FFmpeg take no more than `memory` bytes, where the system can limit that: its allocations then fail."""
+        """Let FFmpeg take no more than FILE_TIMEOUT and `memory` bytes, as far as the system can limit them."""
+        if self.file:
+            self.file.deadline = time.monotonic() + FILE_TIMEOUT
         if self.memory:
             resource.setrlimit(resource.RLIMIT_DATA, (self.memory, UNLIMITED[1]))
         try:
@@ -264,6 +268,17 @@ class Video:
 
 class VideoError(Exception):
     """A video can't be opened."""
+
+
+class _TimedFile(io.FileIO):
+    """A file that can't be read after `deadline`, by time.monotonic(): FFmpeg may search all of it for a frame."""
+
+    deadline = math.inf
+
+    def read(self, size=-1):
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
+        return super().read(size)
 
 
 def trim_memory() -> None:

@@ -1,11 +1,13 @@
 """Videos read by PyAV: what their headers say, right or wrong, and what they may not do."""
 
+import os
 import re
 import shutil
 import struct
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
@@ -14,6 +16,7 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, write_video
 from samples import ffmpeg, gray, needs_ffmpeg, record_video
 
+from expressions.inference import video
 from expressions.inference.sources import Source
 
 SCENE = "testsrc=size=320x240:rate=25:duration=2"
@@ -117,6 +120,18 @@ def test_a_header_that_claims_many_samples_takes_no_more_than_the_bound(tmp_path
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert int(re.search(r"VmHWM:\s*(\d+) kB", result.stdout)[1]) < 2_400_000
+
+
+@pytest.mark.faults
+def test_a_search_for_the_next_frame_ends(tmp_path, monkeypatch):
+    """64 GB of zeros, which take no room on the disk."""
+    path = record_video(tmp_path / "video.avi")
+    os.truncate(path, 2**36)
+    monkeypatch.setattr(video, "FILE_TIMEOUT", 0.2)
+    monkeypatch.setattr(video, "LOST_TIMEOUT", 0.2)
+    began = time.perf_counter()
+    assert len(read(path)[0]) == 12
+    assert time.perf_counter() - began < 5
 
 
 REFERENCES = {  # by name; {secret}: an absolute path, {server}: an address. Each names what another file holds
