@@ -154,7 +154,7 @@ class Live:
         Returns the frame's time; None if it was shown before: a broadcast that is opened again begins with old parts.
         """
         now = time.perf_counter()
-        seconds = reader.stream_seconds(frame) if self.in_parts else None
+        seconds = frame.time if self.in_parts else None  # by the sender's clock
         if seconds is None:
             return now
         if seconds <= self.old_until:

@@ -67,6 +67,7 @@ MAX_THREADS = 4  # of a decoder; each takes frames in memory, and the detector i
 MAX_MEMORY_BYTES = 2**31
 NO_VIDEO = "not a video or image that can be read, or too large a one"
 ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
+SCAN, MAX_SCANS = b"\xff\xda", 100  # the start of one in a JPEG; each goes over all pixels, and files may have millions
 BUFFER_BYTES = 2**18  # read at a time; with FFmpeg's 32 KB Python would be called more often
 
 
@@ -187,7 +188,8 @@ class Video:
 
     def _decode(self, packet):
         if packet.stream is self.stream and (packet.size or packet.dts is None):  # empty: the frame before it goes on
-            if packet.is_corrupt:  # cut off
+            is_jpeg = self.stream.codec_context.name == "mjpeg"
+            if packet.is_corrupt or (is_jpeg and bytes(packet).count(SCAN) > MAX_SCANS):  # corrupt: cut off
                 raise MemoryError
             if (
                 self.beginning is None and self.container.format.name != "mpjpeg"
@@ -230,10 +232,6 @@ class Video:
         """Return when a frame is shown, in seconds from the beginning; None if the file doesn't tell."""
         pts = frame.dts if frame.pts is None else frame.pts
         return None if pts is None else (pts - self.origin) / self.ticks[self.stream.index]
-
-    def stream_seconds(self, frame: "av.VideoFrame") -> float | None:  # noqa: F821
-        """Return the time of a frame by the sender's own clock, in seconds."""
-        return frame.time
 
     def image(self, frame: "av.VideoFrame") -> np.ndarray:  # noqa: F821
         """Return a frame as it is to be seen: BGR uint8 (height, width, 3), upright, its pixels square."""
