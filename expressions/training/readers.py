@@ -5,8 +5,8 @@ Every image file becomes 48x48 gray by `preprocess_face`, which the webcam uses 
 
 import contextlib
 import hashlib
-import math
 import os
+import sys
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +40,7 @@ CSV_CODES = dict(zip("0123456", ("angry", "disgust", "fear", "happy", "sad", "su
 CSV_COLUMNS = ("emotion", "pixels")
 CSV_USAGES = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 MAX_NAME = 255  # characters; no file has a longer one
+MAX_VOTES = 10**6  # for one image, on which ten people voted
 FERPLUS_COLUMNS = {  # of fer2013new.csv, and the names of their classes here
     "anger": "angry", "disgust": "disgust", "fear": "fear", "happiness": "happy", "neutral": "neutral",
     "sadness": "sad", "surprise": "surprise",
@@ -237,21 +238,22 @@ def read_votes(folders: Iterable[Path], tree: Tree) -> pd.DataFrame | None:
         return None
     if len(found) > 1:
         raise UserError(f"several files of FER+ votes: {', '.join(map(str, found))}; keep one of them")
-    usages, names, numbers = [], [], array("d")  # not texts, which take many times the memory
+    usages, names, numbers = [], [], array("f")  # not texts, which take many times the memory
     for place, row in csv_rows.read_rows(found[0], *all_columns):
         try:
             votes = [float(row[column]) for column in columns]
         except (TypeError, ValueError):  # the first where there is none
-            votes = [math.nan]
-        if not (min(votes) >= 0 and math.isfinite(sum(votes))):
+            votes = [-1.0]
+        if not (min(votes) >= 0 and sum(votes) <= MAX_VOTES):
             raise UserError(f"{place}: votes are not all numbers from 0 up; download it again")
-        usages.append((row["Usage"] or "")[:MAX_NAME])
+        usages.append(sys.intern((row["Usage"] or "")[:MAX_NAME]))
         names.append((row["Image name"] or "")[:MAX_NAME])
         numbers.extend(votes)
-    votes = pd.DataFrame(np.array(numbers).reshape(-1, len(columns)), names, columns).rename(columns=FERPLUS_COLUMNS)
+    votes = np.frombuffer(numbers, np.float32).reshape(-1, len(columns))
+    votes = pd.DataFrame(votes, names, columns).rename(columns=FERPLUS_COLUMNS)
     shares = votes.div(votes.sum(axis=1).clip(lower=1), axis=0)
     shares["other"] = shares[list(FERPLUS_OTHERS)].sum(axis=1)
-    return shares[VOTES].astype(np.float32).assign(Usage=usages)
+    return shares[VOTES].assign(Usage=usages)
 
 
 def read_csv(path: Path, votes: pd.DataFrame | None) -> Dataset:
