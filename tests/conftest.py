@@ -107,6 +107,27 @@ def command(script, *arguments):
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
+# train.py with a network that is soon compiled and trained, for tests of what happens to a run
+SMALL_TRAIN = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+
+def small_network(outputs, activation):
+    convolutions = [*train.conv_bn_relu(8, pooled=True), *train.conv_bn_relu(16, pooled=True)]
+    pooled = train.layers.GlobalAveragePooling2D(), train.layers.Dropout(0.3)
+    last = train.layers.Dense(outputs, activation)
+    return train.keras.Sequential([train.keras.Input((48, 48, 1)), *convolutions, *pooled, last])
+
+train.NETWORKS["compact"] = small_network
+"""
+
+
+def small_train(*arguments, before=""):
+    """Its command; `before` is what to change before it starts, as Python."""
+    return [sys.executable, "-c", f"{SMALL_TRAIN}{before}\nsys.exit(train.main())", *map(str, arguments)]
+
+
 def heed_ctrl_c():
     """For Popen's preexec_fn: a shell makes what it starts in the background deaf to Ctrl-C, tests included, and nohup
     to the end of its terminal."""

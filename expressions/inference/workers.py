@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import re
+import secrets
 import signal
 import socket
 import threading
@@ -90,8 +91,9 @@ def cluster(address: str, folder: Path) -> Iterator[Workers]:
     The address is such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block, which no
     other machine and no other user can reach. All machines get a copy of the program's folder.
     """
-    if not address:
-        os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}  # 0: on loopback, everywhere
+    if not address:  # 0: Ray listens on loopback alone, on Linux as well
+        os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()  # Ray's own lies in a file that others may read
     try:
         import ray
         from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError

@@ -78,7 +78,7 @@ def test_a_ray_that_lets_everybody_in_is_refused(monkeypatch, address, version, 
 
     ray = types.SimpleNamespace(__version__=version, init=start)
     crashes = ("LocalRayletDiedError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
-    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE"):
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "")
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.exceptions", types.SimpleNamespace(**dict.fromkeys(crashes, OSError)))
@@ -86,7 +86,7 @@ def test_a_ray_that_lets_everybody_in_is_refused(monkeypatch, address, version, 
     expected, message = (UserError, f"Ray {version} can't keep") if is_refused else (StartedError, None)
     with pytest.raises(expected, match=message), workers.cluster(address, ROOT):
         pass
-    assert os.environ["RAY_AUTH_MODE"] == ("" if address else "token")
+    assert (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])) == (("", 0) if address else ("token", 64))
 
 
 LISTENING = """
@@ -96,6 +96,7 @@ sys.path.insert(0, sys.argv[1])
 from expressions.inference import workers
 
 with workers.cluster("", Path(sys.argv[1])) as pool:
+    assert not Path.home().joinpath(".ray").exists()
     assert pool.submit(abs, -1).result() == 1
     said = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
     parents, family = [line.split() for line in said.splitlines()], {str(os.getpid())}
@@ -113,8 +114,10 @@ with workers.cluster("", Path(sys.argv[1])) as pool:
 @needs("ray")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tables of sockets")
-def test_no_other_machine_reaches_the_cluster_of_this_one():
-    result = subprocess.run([sys.executable, "-c", LISTENING, str(ROOT)], capture_output=True, text=True, timeout=200)
+def test_no_other_machine_reaches_the_cluster_of_this_one(tmp_path):
+    environment = os.environ | {"HOME": str(tmp_path)}
+    words = [sys.executable, "-c", LISTENING, str(ROOT)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment)
     loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
     listening = result.stdout.split()
     assert result.returncode == 0 and len(listening) > 4 and set(listening) <= loopback, result

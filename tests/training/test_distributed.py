@@ -6,13 +6,12 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, heed_ctrl_c, needs, wait_for
+from conftest import heed_ctrl_c, needs, small_train, wait_for
 
 import train
 from expressions import UserError
@@ -20,27 +19,14 @@ from expressions.model_file import read_metadata, read_weights
 from expressions.training import distributed
 from expressions.training.augmentation import OpenCVImageDataGenerator
 
-# A network that is soon compiled; no augmentation, by which processes differ; a rate that doesn't blow rounding up.
-PROGRAM = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
+# no augmentation, by which processes differ; a rate that doesn't blow rounding up
+BEFORE = """
 train.distributed.JOIN_TIMEOUT, train.distributed.HEARTBEAT_TIMEOUT = 60, 10
 plain = train.OpenCVImageDataGenerator(rescale=train.RESCALE)
 train.OpenCVImageDataGenerator = lambda **options: plain
 for name in ("FROM_SCRATCH", "FINE_TUNING"):
     setattr(train, name, getattr(train, name)._replace(learning_rate=1e-2))
-
-def small_network(outputs, activation):
-    convolutions = [*train.conv_bn_relu(8, pooled=True), *train.conv_bn_relu(16, pooled=True)]
-    pooled = train.layers.GlobalAveragePooling2D(), train.layers.Dropout(0.3)
-    last = train.layers.Dense(outputs, activation)
-    return train.keras.Sequential([train.keras.Input((48, 48, 1)), *convolutions, *pooled, last])
-
-train.NETWORKS["compact"] = small_network
 """
-
-
 LOST = r"train.py: one of the 2 processes has ended or can't be reached; .* --resume in all of them\n"
 
 
@@ -61,7 +47,7 @@ def start(tmp_path_factory):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 environment[distributed.ADDRESSES] = f"127.0.0.1:{free.getsockname()[1]}"
             environment[distributed.WORLD_SIZE] = str(processes)
-        command = [sys.executable, "-c", PROGRAM + before + "sys.exit(train.main())", *map(str, arguments)]
+        command = small_train(*arguments, before=BEFORE + before)
         begun = [
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
@@ -275,7 +261,7 @@ def test_a_process_of_another_run_is_told_so(monkeypatch):
 def test_nobody_answers(start, data_folder, tmp_path):
     arguments = words(data_folder, tmp_path / "model.h5")
     for number in (0, 1):  # the first waits in vain as well
-        wait = "train.distributed.JOIN_TIMEOUT = 2; "
+        wait = "train.distributed.JOIN_TIMEOUT = 2"
         [(status, _, error)] = ended(start(*arguments, processes=2, numbers=[number], before=wait), 60)
         assert status == 2 and re.fullmatch(
             r"train.py: KERAS_DISTRIBUTION_JOB_ADDRESSES 127.0.0.1:\d+: 2 processes have not come .*\n", error

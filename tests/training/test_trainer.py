@@ -97,7 +97,7 @@ def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained,
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, data_folder, asked):
-    process = begin(*words(data_folder, tmp_path / "model.h5", epochs=200))
+    process = begin(*words(data_folder, tmp_path / "model.h5", epochs=2000))
     wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
     process.send_signal(asked)
     printed = process.communicate()[0]
@@ -141,7 +141,7 @@ def test_a_folder_that_can_t_be_written_to(tmp_path, data_folder, where):
 def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
     """Says so in a line, or does without; a resumed run puts it right."""
     model = tmp_path / "model.h5"
-    process = begin(*words(data_folder, model, epochs=15))
+    process = begin(*words(data_folder, model, epochs=60))
     wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
     if gone == "the report's folder":
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
@@ -158,7 +158,7 @@ def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
 @pytest.mark.faults
 @pytest.mark.slow
 def test_two_runs_of_one_model(tmp_path, data_folder, capsys):
-    arguments = words(data_folder, tmp_path / "model.h5", epochs=200)
+    arguments = words(data_folder, tmp_path / "model.h5", epochs=2000)
     process = begin(*arguments)
     wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
     refused(capsys, [*arguments, "--resume"], "another program is writing it")
