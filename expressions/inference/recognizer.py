@@ -38,7 +38,7 @@ class ExpressionRecognizer:
         self.labels = self.classifier.labels
         if UNCERTAIN in self.labels:
             raise UserError(
-                f"{model}: has a class called {UNCERTAIN}, which means that none is likely; rename the class"
+                f"{model}: has a class called {UNCERTAIN}, which means that none is likely; train with another name"
             )
         self.lock = threading.Lock()  # the detector and the network serve one thread at a time
         self.reset()

@@ -14,7 +14,7 @@ import pytest
 from conftest import heed_ctrl_c, needs, small_train, wait_for
 
 import train
-from expressions import UserError
+from expressions import UserError, cli
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import distributed
 from expressions.training.augmentation import OpenCVImageDataGenerator
@@ -307,6 +307,20 @@ def test_ctrl_c_amid_a_step_stops_training_before_the_next(heeds_ctrl_c, where):
             verbose=0,
         )
     assert stop.stopped and steps == {"train": ["train"], "test": ["train"] * 3 + ["test"]}[where]
+
+
+@pytest.mark.faults
+def test_a_terminal_that_is_closed_asks_once(heeds_ctrl_c):
+    """The system sends SIGHUP, and so does the shell, at any time after it."""
+    before = signal.signal(signal.SIGHUP, cli.interrupt_once)
+    try:
+        with train.distributed.GracefulStop() as stop:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.requested and not stop.stopped and signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_asked_twice_a_run_stops_at_once_and_signals_get_their_handlers_back(heeds_ctrl_c, capsys):
