@@ -31,6 +31,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
     CACHE = tempfile.TemporaryDirectory()  # in place of the user's own
     os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), CACHE.name)
 ROOT = Path(__file__).resolve().parent.parent
+SMALL_TRAIN = "tests/small_train.py"
 # before a command: takes from root what lets it read and write everything
 WITHOUT_PRIVILEGES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if shutil.which("setpriv") else []
 SPLITS = {"train": 8, "validation": 3}  # images per class
@@ -105,27 +106,6 @@ def write_images(
 
 def command(script, *arguments):
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
-
-
-# train.py with a network that is soon compiled and trained, for tests of what happens to a run
-SMALL_TRAIN = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
-
-def small_network(outputs, activation):
-    convolutions = [*train.conv_bn_relu(8, pooled=True), *train.conv_bn_relu(16, pooled=True)]
-    pooled = train.layers.GlobalAveragePooling2D(), train.layers.Dropout(0.3)
-    last = train.layers.Dense(outputs, activation)
-    return train.keras.Sequential([train.keras.Input((48, 48, 1)), *convolutions, *pooled, last])
-
-train.NETWORKS["compact"] = small_network
-"""
-
-
-def small_train(*arguments, before=""):
-    """Its command; `before` is what to change before it starts, as Python."""
-    return [sys.executable, "-c", f"{SMALL_TRAIN}{before}\nsys.exit(train.main())", *map(str, arguments)]
 
 
 def heed_ctrl_c():

@@ -12,11 +12,11 @@ import cv2
 import pytest
 from conftest import (
     ENVIRONMENT,
+    SMALL_TRAIN,
     command,
     heed_ctrl_c,
     one_line,
     read_rows,
-    small_train,
     wait_for,
     write_data,
     write_video,
@@ -26,12 +26,10 @@ from expressions import UserError, cli
 from expressions.inference.sources import Source
 from expressions.model_file import read_metadata
 
-fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
-
 
 def shell(line, folder, **environment):
     """Run a line of bash with the scripts as $DETECT and $TRAIN; returns its status, output and errors."""
-    scripts = {"DETECT": " ".join(command("realtime_detect.py")), "TRAIN": " ".join(command("train.py"))}
+    scripts = {"DETECT": " ".join(command("realtime_detect.py")), "TRAIN": " ".join(command(SMALL_TRAIN))}
     environment = ENVIRONMENT | scripts | environment
     result = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, cwd=folder, env=environment, timeout=100
@@ -116,6 +114,7 @@ def test_training_at_a_terminal_without_the_letters_of_a_class(tmp_path):
 @contextlib.contextmanager
 def terminal():
     """A terminal of its own for a program: its file, and a function that closes it as a window of it does."""
+    pytest.importorskip("termios")  # not on Windows
     ours, its = os.openpty()
     yield its, lambda: os.close(ours)
     os.close(its)
@@ -123,6 +122,8 @@ def terminal():
 
 def begin(its, words):
     """Start a command at a terminal, and let nobody read what it prints there."""
+    import fcntl
+    import termios
 
     def at_terminal():
         heed_ctrl_c()
@@ -181,7 +182,7 @@ def test_a_terminal_that_is_closed_while_a_video_is_labelled(tmp_path, trained, 
 def test_a_terminal_that_is_closed_while_training(tmp_path, data_folder, is_hung_up):
     """A program that was disowned gets no signal, and goes on to its end."""
     model, epochs = tmp_path / "model.h5", 5000 if is_hung_up else 50
-    words = small_train("--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", epochs)
+    words = command(SMALL_TRAIN, "--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", epochs)
     with terminal() as (its, close_terminal):
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), its)
         process = begin(its, words) if is_hung_up else subprocess.Popen(words, **streams, env=ENVIRONMENT)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import WITHOUT_PRIVILEGES, command, wait_for, write_data
+from conftest import WITHOUT_PRIVILEGES, wait_for, write_data
 from runs import begin, refused, run, words
 
 import train
@@ -114,7 +114,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained):
-    start = functools.partial(begin, command=functools.partial(command, "train.py"), **ONE_THREAD)
+    start = functools.partial(begin, script="train.py", **ONE_THREAD)
     arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained, epochs=4)
     whole = start(*arguments)
     assert whole.wait() == 0, whole.communicate()[0]

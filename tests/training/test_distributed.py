@@ -6,12 +6,13 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import heed_ctrl_c, needs, small_train, wait_for
+from conftest import ROOT, heed_ctrl_c, needs, wait_for
 
 import train
 from expressions import UserError, cli
@@ -20,7 +21,10 @@ from expressions.training import distributed
 from expressions.training.augmentation import OpenCVImageDataGenerator
 
 # no augmentation, by which processes differ; a rate that doesn't blow rounding up
-BEFORE = """
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from small_train import train
 train.distributed.JOIN_TIMEOUT, train.distributed.HEARTBEAT_TIMEOUT = 60, 10
 plain = train.OpenCVImageDataGenerator(rescale=train.RESCALE)
 train.OpenCVImageDataGenerator = lambda **options: plain
@@ -47,7 +51,7 @@ def start(tmp_path_factory):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 environment[distributed.ADDRESSES] = f"127.0.0.1:{free.getsockname()[1]}"
             environment[distributed.WORLD_SIZE] = str(processes)
-        command = small_train(*arguments, before=BEFORE + before)
+        command = [sys.executable, "-c", f"{PROGRAM}{before}\nsys.exit(train.main())", *map(str, arguments)]
         begun = [
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
