@@ -24,7 +24,7 @@ from expressions.inference.recognizer import CASCADE, MODEL, ROOT, ExpressionRec
 from expressions.inference.tables import append, import_pyarrow, path_cell
 
 MAX_LISTED = 20  # failed files that are named at the end
-# of a video, that are handed out beyond twice as many as had frames so far; a video may say that it has millions
+# segments of a video that are handed out beyond twice as many as had frames, for a video may claim to have millions
 SEGMENTS_AHEAD = 64
 BAR = "{l_bar}{bar}| {n}/{total}{unit} [{elapsed}<{remaining}{postfix}]"
 
