@@ -37,6 +37,7 @@ LAYERS = {
         "expressions.training.targets",
         "expressions.inference",
         "expressions.inference.overlay",
+        "expressions.inference.sound",
         "expressions.inference.summary",
         "expressions.inference.tables",
         "expressions.inference.tracker",
