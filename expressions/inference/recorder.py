@@ -161,18 +161,19 @@ class Recorder:
         # flushed: a packet is in the file at once. file: because the name could look like an address
         options = {"flush_packets": "1", **self.format.muxer_options}
         path = f"file:{os.path.abspath(self.partial)}"
-        self.container = av.open(path, "w", format=suffix[1:], container_options=options)
-        self.video = self.container.add_stream(
+        container = av.open(path, "w", format=suffix[1:], container_options=options)
+        self.video = container.add_stream(
             self.format.codec, self.fps, self.format.codec_options, time_base=self.tick, pix_fmt=self.format.pixels
         )
         self.video.width, self.video.height = width + width % 2, height + height % 2  # yuv420p has no odd sizes
         heard = os.path.isfile(self.source.address) and not self.source.live
         copied, encoder = self.format.copied_sound, self.format.sound
-        self.sound = Sound(self.source.address if heard else None, self.container, copied, encoder, seconds)
+        self.sound = Sound(self.source.address if heard else None, container, copied, encoder, seconds)
         try:
-            self.container.start_encoding()
+            container.start_encoding()
         except av.FFmpegError as error:
             self._fail(f"a video of {width}x{height} pixels can't be written in this format ({error.strerror})")
+        self.container = container
 
     def _to_video_frame(self, image, position):
         height, width = self.shape[:2]

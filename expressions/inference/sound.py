@@ -47,7 +47,7 @@ class Sound:
             return
         for stream in container.streams:
             if stream != sound:
-                stream.discard = "all"
+                stream.discard = av.stream.Discard.all
         origin = start + float((frames.start_time or 0) * frames.time_base)
         if sound.codec.canonical_name in copied:
             self.packets = _copy(container.demux(sound), self.output.add_stream_from_template(sound), origin)
@@ -91,5 +91,6 @@ def _encode(frames, stream, origin) -> Iterator[av.Packet]:
     for frame in frames:
         if frame.pts is not None and frame.time >= origin:
             frame.pts -= round(origin / frame.time_base)
-            yield from stream.encode(frame)
+            # the encoder begins with a packet of silence before 0, for which FFmpeg would move the frames
+            yield from (packet for packet in stream.encode(frame) if packet.pts >= 0)
     yield from stream.encode(None)
