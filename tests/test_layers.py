@@ -38,6 +38,7 @@ LAYERS = {
         "expressions.training.targets",
         "expressions.inference",
         "expressions.inference.overlay",
+        "expressions.inference.sound",
         "expressions.inference.summary",
         "expressions.inference.tables",
         "expressions.inference.tracker",
