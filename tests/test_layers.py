@@ -23,6 +23,7 @@ LAYERS = {
     "csv_rows": ["expressions.training.csv_rows"],
     # they have the types that the modules of one wing pass to one another
     "types": ["expressions.inference.types", "expressions.training.readers"],
+    "corruptions": ["expressions.training.corruptions"],
     "metrics": ["expressions.training.metrics"],
     "names": ["expressions.inference.names"],
     "detector": ["expressions.inference.detector"],
@@ -117,7 +118,7 @@ def test_the_webcam_loads_nothing_that_only_training_needs():
     assert not {module for module in loaded if wing(module) == "expressions.training"} | ({"train"} & loaded)
 
 
-@pytest.mark.parametrize("module", ["dataset", "metrics", "synthetic"])
+@pytest.mark.parametrize("module", ["corruptions", "dataset", "metrics", "synthetic"])
 def test_the_data_needs_no_deep_learning_framework(module):
     assert not loaded_modules(f"expressions.training.{module}") & {"keras", "tensorflow", "torch", "jax"}
 

@@ -40,6 +40,8 @@ def evaluate(options: argparse.Namespace, path: Path) -> None:
     split = data.splits[name]
     evaluations = metrics.evaluate(classifier, split, data.labels)
     print(f"\n{options.evaluate} on {name}, n = {len(split.images)}:\n{metrics.format_tables(evaluations)}")
+    corrupted = metrics.format_corrupted(metrics.evaluate_corrupted(classifier, split, data.labels))
+    print(f"\nAs a camera sees it, single view:\n{corrupted.to_string()}")
     if name == "train" or "train" not in data.splits:
         return
     copies = dataset.duplicate_mask(split, data.splits["train"])
@@ -85,13 +87,16 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     metadata["temperature"] = metrics.fit_temperature(views, validation.labels)
     evaluations = metrics.evaluate(classifier, validation, data.labels)
     metadata["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
+    corrupted = metrics.evaluate_corrupted(classifier, validation, data.labels)
+    metadata["metrics"]["as a camera sees it"] = corrupted["top-1"].round(6).to_dict()
     write_metadata(partial, metadata)
     os.replace(directory / "history.partial.csv", directory / "history.csv")
-    report.write_report(directory, metadata, data, evaluations, megabytes=partial.stat().st_size / 1e6)
+    report.write_report(directory, metadata, data, evaluations, corrupted, megabytes=partial.stat().st_size / 1e6)
     _keep_previous(options.model, started)
     os.replace(partial, options.model)
     print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:")
     print(metrics.format_tables(evaluations))
+    print(f"\nAs a camera sees it, single view:\n{metrics.format_corrupted(corrupted).to_string()}")
     print(f"\nModel:  {options.model}\nReport: {directory}")
 
 
