@@ -32,9 +32,9 @@ def main():
     classifier = Classifier.load(options.model)
     validation = dataset.load(options.data, training=False).splits["validation"]
     images = [image.reshape(SIDE, SIDE) for image in validation.images]
-    names = np.array([EMOTIONS.index(name) for name in KAGGLE_LABELS])
+    right, kaggle = np.arange(len(EMOTIONS)), np.array([EMOTIONS.index(name) for name in KAGGLE_LABELS])
 
-    def top1(inputs, names=np.arange(len(EMOTIONS))):
+    def top1(inputs, names=right):
         batches = np.array_split(inputs, len(inputs) // 64)
         logits = np.concatenate([classifier.network.predict_on_batch(batch) for batch in batches])
         return np.mean(names[logits[:, : len(names)].argmax(axis=1)] == validation.labels)
@@ -50,7 +50,7 @@ def main():
         "pixels from 0 to 255 instead of 0 to 1": top1(pixels * 255),
         "pixels from -1 to 1": top1(pixels * 2 - 1),
         "each face with mean 0 and deviation 1": top1((pixels - mean) / (spread + 1e-6)),
-        "labels in the order of fer2013.csv": top1(pixels, names),
+        "labels in the order of fer2013.csv": top1(pixels, kaggle),
         "histogram equalised": top1(changed(cv2.equalizeHist)),
         "box half as large again": top1(
             changed(lambda image: cv2.copyMakeBorder(image, *[BORDER] * 4, cv2.BORDER_REPLICATE))
