@@ -1,13 +1,16 @@
 """Image files and faces: read an image, crop a face, and turn it into the network's pixels."""
 
 import os
+import sys
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from expressions import IMAGE_SIZE, MAX_IMAGE_BYTES, UserError
-from expressions.files import suppress_output
-from expressions.image_formats import FORMATS, image_format
+from expressions.cli import escape_unprintable
+from expressions.image_decoder import decode
+from expressions.image_formats import inspect_image
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -26,24 +29,16 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Raises:
         UserError: It is no image of `image_formats.FORMATS`, or damaged, or larger than MAX_IMAGE_PIXELS.
     """
-    if len(data) > MAX_IMAGE_BYTES:
-        raise UserError(f"{name}: not an image, or too large a one: it has more than {MAX_IMAGE_BYTES >> 20} MB")
-    if not image_format(data):
-        raise UserError(f"{name}: not an image of a known format ({', '.join(FORMATS)})")
     try:
-        with suppress_output():  # libraries that OpenCV uses complain on the screen
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            layers = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if image is not None else None
-    except cv2.error:  # nothing in it, or too much
-        image = None
-    if image is None:
-        raise UserError(f"{name}: not an image that OpenCV can read, or too large a one")
-    if layers is None or layers.ndim < 3 or layers.shape[2] < 4:
-        return image
-    if layers.dtype == np.uint16:
-        layers = cv2.convertScaleAbs(layers, alpha=255 / 65535)
-    opacity = cv2.merge([layers[:, :, 3]] * 3)
-    return cv2.add(cv2.multiply(layers[:, :, :3], opacity, scale=1 / 255), 255 - opacity)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise UserError(f"not an image, or too large a one: it has more than {MAX_IMAGE_BYTES >> 20} MB")
+        info = inspect_image(data)
+        image = decode(info)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    if info.several:
+        tqdm.write(escape_unprintable(f"{name}: holds several images; only the first is read"), file=sys.stderr)
+    return image
 
 
 def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
