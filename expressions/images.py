@@ -41,6 +41,28 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return image
 
 
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """Turn an image into gray uint8 (height, width).
+
+    Args:
+        image: uint8, gray (height, width) or (height, width, 1), BGR (height, width, 3) or BGRA (height, width, 4).
+
+    Raises:
+        UserError: It is something else, such as the None of a file that cv2.imread can't read.
+    """
+    shape = getattr(image, "shape", ())
+    channels = (*shape, 1)[2] if len(shape) in (2, 3) else 0
+    if channels not in (1, 3, 4) or image.dtype != np.uint8 or not image.size:
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(
+            "an image must be an array of uint8, 0 to 255, gray (height, width) or BGR (height, width, 3), "
+            f"such as cv2.imread returns; this is {found}"
+        )
+    if channels == 1:
+        return image.reshape(image.shape[:2])
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if channels == 3 else cv2.COLOR_BGRA2GRAY)
+
+
 def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
     """Turn an image of a face into the network's pixels; training and webcam both use this.
 
@@ -51,11 +73,7 @@ def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
     Returns:
         Gray uint8 (size, size). A gray image of that size comes back bit for bit.
     """
-    if image.ndim == 3:
-        if image.shape[2] == 1:
-            image = image[:, :, 0]
-        else:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if image.shape[2] == 3 else cv2.COLOR_BGRA2GRAY)
+    image = to_gray(image)
     if image.shape != (size, size):
         # averaging avoids aliasing where a large face shrinks; a small one is interpolated
         shrinks = min(image.shape) > size
