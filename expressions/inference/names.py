@@ -7,6 +7,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from tqdm import tqdm
@@ -71,7 +72,7 @@ def expand_sources(source: str) -> list[str]:
     else:
         return [source]
     names = filter(_is_source, sorted(names, key=os.path.islink))
-    names = {os.path.realpath(name): name for name in reversed(list(names))}.values()
+    names = {os.path.realpath(name): str(Path(name)) for name in reversed(list(names))}.values()
     if not names:
         raise UserError(f"{source}: no image or video there{_hint(source)}")
     if left_out:
