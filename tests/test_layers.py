@@ -15,6 +15,8 @@ LAYERS = {
     "contract": ["expressions"],
     "terminal": ["expressions.cli"],
     "files": ["expressions.files"],
+    "image formats": ["expressions.image_formats"],
+    "image decoder": ["expressions.image_decoder"],  # what a limited process runs as well
     "images": ["expressions.images"],
     "window": ["expressions.window"],
     "model_file": ["expressions.model_file"],

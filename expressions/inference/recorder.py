@@ -12,7 +12,7 @@ import numpy as np
 
 from expressions import UserError
 from expressions.files import lock_file
-from expressions.inference.names import IMAGE_SUFFIXES
+from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.inference.sound import Sound
 from expressions.inference.sources import DEFAULT_FPS, LOST_TIMEOUT, Source
 

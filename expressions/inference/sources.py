@@ -14,8 +14,9 @@ from pathlib import Path
 import cv2
 
 from expressions import MAX_IMAGE_PIXELS, UserError
+from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.images import decode_image, read_image
-from expressions.inference.names import IMAGE_SUFFIXES, URL, VIDEO_SUFFIXES, is_camera
+from expressions.inference.names import URL, VIDEO_SUFFIXES, is_camera
 from expressions.inference.types import Frame
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
@@ -133,7 +134,7 @@ class Source:
             capture = self._open()
             capture.set(cv2.CAP_PROP_FORMAT, -1)  # the file's bytes, because FFmpeg would neither turn nor blend it
             data = capture.read()[1]
-            image = None if data is None else decode_image(data)
+            image = None if data is None else decode_image(data.tobytes(), self.name)
         else:
             image = read_image(self.address)
         if image is not None:
