@@ -47,6 +47,8 @@ LAYERS = {
         "expressions.inference.tracker",
         "expressions.inference.workers",
     ],
+    "video": ["expressions.inference.video"],
+    "live": ["expressions.inference.live"],
     "sources": ["expressions.inference.sources"],
     "recognizer": ["expressions.inference.recognizer"],
     "recorder": ["expressions.inference.recorder"],
