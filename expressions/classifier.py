@@ -60,7 +60,7 @@ class Classifier:
 
     Attributes:
         network: A CompiledNetwork, or Keras's network that gives logits; see `model_compiler.complete_network`.
-        metadata: See `model_file.write_metadata`.
+        metadata: See `model_file.dump_model`.
         labels: Class names in the order of the probabilities.
         has_votes: Whether the network also predicts how taggers vote.
     """

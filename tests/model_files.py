@@ -8,13 +8,14 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from unittest import mock
 
+import h5py
 import keras
 import pytest
 from conftest import ROOT
 
 from expressions import EMOTIONS, UserError, model_compiler
 from expressions.classifier import Classifier, CompiledNetwork
-from expressions.model_file import check_path, write_metadata
+from expressions.model_file import check_path, digest
 
 METADATA = {"labels": list(EMOTIONS), "scaling": "unit"}
 STOPPED = "stopped"
@@ -22,6 +23,20 @@ STOPPED = "stopped"
 
 def small_network(*layers):
     return keras.Sequential([keras.Input((48, 48, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(7)])
+
+
+def write_metadata(path, metadata):
+    """Replace the metadata of a model file."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["facts"] = json.dumps(metadata)
+        file.attrs["digest"] = digest(file)
+
+
+def write_votes_layer(path, kernel, bias):
+    """Add the layer that predicts votes to a model file."""
+    with h5py.File(path, "r+") as file:
+        file["votes/kernel"], file["votes/bias"] = kernel, bias
+        file.attrs["digest"] = digest(file)
 
 
 def save_model(network, path, metadata=METADATA):

@@ -10,16 +10,12 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT, slow_but
-from model_files import METADATA, load, run_limited, save_model
+from model_files import METADATA, load, run_limited, save_model, write_metadata, write_votes_layer
 
 from expressions import EMOTIONS, UserError, classifier
 from expressions.classifier import Classifier
 from expressions.model_compiler import complete_network
-from expressions.model_file import (
-    read_metadata,
-    write_metadata,
-    write_votes_layer,
-)
+from expressions.model_file import read_metadata
 from expressions.training import synthetic
 
 

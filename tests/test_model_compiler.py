@@ -9,16 +9,22 @@ import keras
 import numpy as np
 import pytest
 from conftest import slow_but
-from model_files import METADATA, STOPPED, load, refused, run_limited, save_model, small_network
+from model_files import (
+    METADATA,
+    STOPPED,
+    load,
+    refused,
+    run_limited,
+    save_model,
+    small_network,
+    write_metadata,
+    write_votes_layer,
+)
 
 import realtime_detect
 import train
 from expressions import EMOTIONS, UserError, model_compiler
 from expressions.classifier import Classifier
-from expressions.model_file import (
-    write_metadata,
-    write_votes_layer,
-)
 from expressions.training import synthetic
 
 KERNEL = "model_weights/dense/net/dense/kernel"

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import pytest
 from conftest import slow_but
-from model_files import METADATA, STOPPED, load, refused, save_model, small_network
+from model_files import METADATA, STOPPED, load, refused, save_model, small_network, write_votes_layer
 
 from expressions import EMOTIONS, UserError, model_file
 from expressions.classifier import Classifier
-from expressions.model_file import convert_to_float16, read_metadata, read_weights, write_votes_layer
+from expressions.model_file import dump_model, read_metadata, read_weights
 from expressions.training import synthetic
 
 
@@ -42,11 +42,12 @@ def test_the_weights_of_a_file_are_those_that_keras_reads(trained):
 
 
 def test_a_file_half_as_large_says_the_same(tmp_path):
-    path = save_model(small_network(keras.layers.Conv2D(16, 3)), tmp_path / "model.h5")
-    write_votes_layer(path, np.full((33856, 8), 1 / 3, np.float32), np.zeros(8, np.float32))
+    network, votes = small_network(keras.layers.Conv2D(16, 3)), (np.full((33856, 8), 1 / 3, np.float32), np.zeros(8))
+    path = save_model(network, tmp_path / "model.h5")
+    write_votes_layer(path, *votes)
     faces, _ = synthetic.draw_faces(2, seed=9)
     before, size = load(path).predict_proba(faces), path.stat().st_size
-    convert_to_float16(path)
+    path.write_bytes(dump_model(network, METADATA, votes))
     after = load(path)
     assert path.stat().st_size < 0.52 * size
     assert after.metadata == METADATA and after.has_votes
