@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
-    from expressions import EMOTIONS, UserError, model_compiler
+    from expressions import EMOTIONS, UserError, model_validation
     from expressions.training import dataset, readers
 
 import h5py
@@ -49,14 +49,14 @@ def csv(data):
 def facts(data):
     said, _, config = data.decode(errors="surrogateescape").partition("\n")
     with contextlib.suppress(UserError):
-        model_compiler.parse_metadata(said, config, {})
+        model_validation.parse_metadata(said, config, {})
 
 
 def h5(data):
     path = FOLDER / "model.h5"
     path.write_bytes(data)
     with contextlib.suppress(UserError):
-        model_compiler.validate_model_file(path)
+        model_validation.validate_model_file(path)
 
 
 def seeds(kind):

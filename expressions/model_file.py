@@ -134,7 +134,8 @@ def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tupl
             output.seek(0)
             first_line, _, content = output.read().partition(b"\n")
             metadata = json.loads(first_line)
-        except (subprocess.TimeoutExpired, ValueError):  # it was stopped, or HDF5 or TensorFlow crashed
+        # it was stopped, HDF5 or TensorFlow crashed, or the metadata is nested too deep
+        except (subprocess.TimeoutExpired, ValueError, RecursionError):
             metadata = "damaged, or takes more time or memory than a model for faces needs; don't use it"
     if isinstance(metadata, str):  # an error message
         raise UserError(f"{path}: {metadata}")

@@ -25,6 +25,7 @@ import realtime_detect
 import train
 from expressions import EMOTIONS, UserError, model_compiler
 from expressions.classifier import Classifier
+from expressions.model_validation import validate_model_file
 from expressions.training import synthetic
 
 KERNEL = "model_weights/dense/net/dense/kernel"
@@ -108,7 +109,7 @@ def test_a_network_that_says_something_else_is_not_used(model, monkeypatch, what
         model_compiler.CompiledNetwork, "predict_on_batch", lambda self, inputs: right(self, inputs) + off
     )
     with pytest.raises(UserError, match="differs from Keras's"):
-        model_compiler.compile_network(model, *model_compiler.validate_model_file(model))
+        model_compiler.compile_network(model, *validate_model_file(model))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_a_network_that_says_something_else_is_not_used(model, monkeypatch, what
 def test_what_is_missing_is_named(model, cache, monkeypatch, name, words):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(UserError, match=words):
-        model_compiler.compile_network(model, *model_compiler.validate_model_file(model))
+        model_compiler.compile_network(model, *validate_model_file(model))
     if name.startswith("ai_edge"):
         with pytest.raises(UserError, match=words):
             Classifier.load(model)

@@ -140,7 +140,7 @@ def test_the_process_has_limits(model, monkeypatch, work):
     def changed(command, **options):
         python, c, code, *rest = command
         first = f"import os; m.CHECK_SECONDS = 1; work = lambda: exec({work!r}, {{'os': os}}); "
-        first += "m.validate_model_file = lambda path: (work(), ({}, {}))[1]; "
+        first += "m.validate_model_file = lambda *_: (work(), ({}, {}))[1]; "
         return run([python, c, code.replace("m.check_main()", first + "m.check_main()"), *rest], **options)
 
     monkeypatch.setattr(model_file.subprocess, "run", changed)
