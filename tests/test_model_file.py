@@ -1,6 +1,8 @@
 """The model file: what it tells of itself, and the limits of the process that opens it."""
 
 import base64
+import contextlib
+import json
 import shutil
 import subprocess
 import time
@@ -150,6 +152,17 @@ def test_the_process_has_limits(model, monkeypatch, work):
     with pytest.raises(UserError, match="more time or memory") as caught:
         read_metadata(model)
     assert "\n" not in str(caught.value) and str(model) in str(caught.value)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("depth", slow_but(range(940, 1000, 10), 970))
+def test_metadata_that_is_nested_deep(model, depth):
+    """To the limit of this process or of the other."""
+    with h5py.File(model, "r+") as file:
+        file.attrs["facts"] = json.dumps(METADATA)[:-1] + ', "more": ' + "[" * depth + "]" * depth + "}"
+        del file.attrs["digest"]
+    with contextlib.suppress(UserError):
+        assert read_metadata(model)["labels"] == METADATA["labels"]
 
 
 @pytest.mark.faults
