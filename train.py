@@ -153,7 +153,7 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     options.network, weights = trainer.starting_point(options, data, NETWORKS)
 
     # callbacks
-    checkpoint, average = AtomicModelCheckpoint(directory / "best.h5"), None
+    checkpoint, average = AtomicModelCheckpoint(directory / "best.partial.keras"), None
     plateau = [
         callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
         callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),

@@ -20,6 +20,7 @@ LAYERS = {
     "images": ["expressions.images"],
     "window": ["expressions.window"],
     "model_file": ["expressions.model_file"],
+    "model_validation": ["expressions.model_validation"],
     "classifier": ["expressions.classifier"],
     "model_compiler": ["expressions.model_compiler"],  # what the limited process runs
     "csv_rows": ["expressions.training.csv_rows"],

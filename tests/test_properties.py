@@ -21,7 +21,7 @@ from expressions.inference.summary import Summary
 from expressions.inference.tables import Table
 from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.inference.types import Box, Face
-from expressions.model_compiler import parse_metadata
+from expressions.model_validation import parse_metadata
 from expressions.training import dataset, readers
 
 pytestmark = pytest.mark.faults
