@@ -16,9 +16,11 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from expressions import UserError, cli
+
+cli.begin(__name__)
 from tqdm import tqdm
 
-from expressions import UserError, cli
 from expressions.inference import batch, overlay
 from expressions.inference.names import expand_sources, is_camera, parse_size
 from expressions.inference.outputs import Outputs

@@ -16,7 +16,7 @@ from expressions.inference.sources import Source
 from expressions.inference.summary import Summary
 from expressions.inference.tables import Table
 from expressions.inference.types import Face, Frame
-from expressions.window import has_display
+from expressions.window import screen_size
 
 SUFFIXES = {"csv": [".csv"], "jsonl": [".jsonl"], "summary": [".png", ".pdf", ".svg"]}
 
@@ -44,7 +44,7 @@ class Outputs:
             except ValueError:  # Windows
                 raise UserError(f"{options.source}: names files on several drives; make a list for each") from None
         paths = {name: path for name in ("save", *SUFFIXES) if (path := getattr(options, name))}
-        self.windowed = not options.no_window and (has_display() or not paths)
+        self.windowed = not options.no_window and (not paths or screen_size() is not None)
         if not self.windowed and not paths:
             raise UserError("--no-window: goes with --save, --csv, --jsonl or --summary, else there is nothing to see")
         if options.bars and not self.windowed and not options.save:
