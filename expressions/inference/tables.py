@@ -13,11 +13,12 @@ from expressions import UserError
 from expressions.files import atomic_write, lock_file
 from expressions.inference.types import Face, Frame
 
+STDOUT = Path("-")
 COLUMNS = ("source", "frame", "seconds", "track", "x", "y", "width", "height", "label", "confidence")
 
 
 class Table:
-    """A file of rows, used within `with`: .csv, or .jsonl with one JSON object per line.
+    """A file of rows, used within `with`: .csv, or .jsonl with one JSON object per line. STDOUT gets as `suffix` which.
 
     The rows of a frame go to the system at once, so a program that is killed leaves whole rows. An old file is
     overwritten when the first frame comes. What is not UTF-8 in the name of a source is escaped.
@@ -26,10 +27,14 @@ class Table:
     then `failed` is True and the file has the rows until there.
     """
 
-    def __init__(self, path: Path, labels: tuple[str, ...], overwrite: bool = False):
-        self.path, self.columns = Path(path), [*COLUMNS, *labels]
+    def __init__(self, path: Path, labels: tuple[str, ...], overwrite: bool = False, suffix: str = ""):
+        self.path, self.columns, self.suffix = Path(path), [*COLUMNS, *labels], suffix or Path(path).suffix.lower()
         self.failed, self.is_new = False, not self.path.exists()
         self.size = None  # of all rows, in bytes; None before the first frame
+        self.piped = self.path == STDOUT
+        if self.piped:  # what Python prints may go elsewhere
+            self.file, self.is_new = open(1, "wb", buffering=0, closefd=False), False
+            return
         try:
             self.file = open(path, "ab" if overwrite else "xb", buffering=0)
         except FileExistsError:
@@ -48,7 +53,7 @@ class Table:
         for face in faces:
             numbers = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
             rows.append([name, frame.number, round(frame.seconds, 3), face.track_id, *face.box, face.label, *numbers])
-        if self.path.suffix.lower() == ".csv":
+        if self.suffix == ".csv":
             csv.writer(text).writerows([self.columns, *rows] if self.size is None else rows)
         else:
             text.writelines(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in rows)
@@ -58,13 +63,15 @@ class Table:
         try:
             if self.size is None:
                 self.size = 0
-                if stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):  # a pipe can't be truncated
+                if not self.piped and stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):  # not a pipe or >> file
                     self.file.truncate(0)
             written = 0
             while written < len(data):
                 written += self.file.write(data[written:])
         except OSError as error:
             self.failed = True
+            if self.piped:
+                raise  # a reader may have seen enough
             with contextlib.suppress(OSError):  # not half a row
                 self.file.truncate(self.size)
             raise UserError(f"{self.path}: can't be written ({error.strerror}); rows are missing") from None
