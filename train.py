@@ -15,13 +15,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from expressions import IMAGE_SIZE, RESCALE, cli
 from expressions.files import suppress_output
 
+cli.begin(__name__)
 with suppress_output():  # TensorFlow's greeting
     import keras
     from keras import callbacks, layers
 
-from expressions import IMAGE_SIZE, RESCALE, cli
 from expressions.training import command_line, dataset, distributed, trainer
 from expressions.training.augmentation import Batches, OpenCVImageDataGenerator
 from expressions.training.callbacks import AtomicModelCheckpoint, EpochTimer, StochasticWeightAveraging, TrainingState
@@ -95,8 +96,7 @@ def run(arguments: list[str] | None) -> None:
             with trainer.run_directory(options.model) as directory:
                 train(data, options, directory)
     except KeyboardInterrupt:  # outside the epochs, whose end `fit` sees to
-        hint = "" if options.evaluate else " If an epoch was complete, continue with --resume."
-        print(f"\nStopped.{hint}", file=sys.stderr)
+        print("\nStopped.", "" if options.evaluate else "After a complete epoch, --resume continues.", file=sys.stderr)
         raise
 
 
