@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import command, fill, heed_ctrl_c, needs, read_rows, run, wait_for, write_video
+from conftest import command, fill, heed_ctrl_c, needs, one_line, read_rows, run, wait_for, write_video
 from samples import RATE, write_scene
 from tqdm import tqdm
 
@@ -273,11 +273,6 @@ def test_a_list_names_files_once_each_wherever_they_lie(detect, photo, trained, 
         (["--workers", "2", "--csv", "{folder}"], "holds other files"),
         (["--workers", "2", "--csv", "x", "--source", "{empty}"], "empty; give the name of a file"),
         (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
-        pytest.param(
-            ["--ray", "127.0.0.1:1", "--csv", "x"],
-            "--ray 127.0.0.1:1: no cluster there",
-            marks=[needs("ray"), pytest.mark.slow],
-        ),
     ],
 )
 def test_what_can_not_be(detect, photo, trained, tmp_path, monkeypatch, arguments, message):
@@ -300,6 +295,15 @@ def test_what_can_not_be(detect, photo, trained, tmp_path, monkeypatch, argument
     status, _, error = detect(*source, *given)
     assert status == 2 and message in error and "Traceback" not in error, error
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
+
+
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_cluster_that_is_not_there(photo, trained, tmp_path):
+    """In a process of its own, for Ray keeps what it read of the environment when it was imported first."""
+    result = annotate(photo, trained, tmp_path / "results", "--ray", "127.0.0.1:1")
+    assert one_line((result.returncode, result.stdout, result.stderr), "--ray 127.0.0.1:1: no cluster there")
 
 
 def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
