@@ -10,7 +10,7 @@ import numpy as np
 
 from expressions import UserError
 from expressions.files import lock_file, suppress_output
-from expressions.image_formats import IMAGE_SUFFIXES
+from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference.sources import DEFAULT_FPS, LOST_TIMEOUT, Source
 
 # what OpenCV's wheels can write: browsers play WebM alone, most players all three; per frame of 640x480 VP8 takes 25
@@ -38,7 +38,7 @@ class Recorder:
         self.writer, self.frame_count = None, 0
         fps = source.fps or DEFAULT_FPS
         self.fps = round(fps, 3 if fps < 65 else 2)  # MPEG-4 can't count more than 65535 ticks a second
-        suffixes = IMAGE_SUFFIXES if source.is_image else CODECS
+        suffixes = WRITTEN_SUFFIXES if source.is_image else CODECS
         if self.path.suffix.lower() not in suffixes:
             kind = "an image" if source.is_image else "a video"
             self._fail(f"{kind} is written as {', '.join(sorted(suffixes))}; choose such an ending")

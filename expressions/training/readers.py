@@ -178,9 +178,9 @@ def _read_split(classes, labels, votes, unreadable):
             try:
                 rows.append((preprocess_face(read_image(file)), index, file.name))
             except OSError:  # no permission, gone since it was listed, a bad disk
-                unreadable.append(file)
+                unreadable.append(str(file))
             except UserError as error:  # it tells the path and the reason
-                unreadable.append(error)
+                unreadable.append(str(error))
     if not rows:
         return None
     images, indices, names = zip(*rows, strict=True)
