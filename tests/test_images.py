@@ -167,6 +167,13 @@ def test_the_texts_of_a_png_are_not_unpacked():
     assert inspect_image(png_with(chunk(b"CgBI", b"1234"))).data != encode(".png")  # such a one must not be dropped
 
 
+def test_what_a_png_needs_is_kept():
+    exif = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0) + bytes(4)
+    assert decode_image(png_with(chunk(b"eXIf", exif)), "me").shape == (80, 60, 3)  # turned upright
+    clear = struct.pack(">3H", *COLOUR[::-1])
+    assert (decode_image(png_with(chunk(b"tRNS", clear)), "me") == 255).all()
+
+
 def progressive(scans, size=64):
     """A JPEG whose last scan comes again and again."""
     file = io.BytesIO()
