@@ -12,7 +12,7 @@ import numpy as np
 
 from expressions import UserError
 from expressions.files import lock_file
-from expressions.image_formats import IMAGE_SUFFIXES
+from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference.sound import Sound
 from expressions.inference.sources import Source
 from expressions.inference.video import DEFAULT_FPS, LOST_TIMEOUT
@@ -86,9 +86,7 @@ class Recorder:
     def __init__(self, path: Path, source: Source, overwrite: bool = False) -> None:
         self.path, self.source, self.overwrite = Path(path), source, overwrite
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        self.container, self.frame_count, self.left_out = None, 0, 0
-        self.fps = Fraction(source.fps or DEFAULT_FPS).limit_denominator(1001)
-        suffixes = IMAGE_SUFFIXES if source.is_image else FORMATS
+        suffixes = WRITTEN_SUFFIXES if source.is_image else FORMATS
         if self.path.suffix.lower() not in suffixes:
             kind = "an image" if source.is_image else "a video"
             self._fail(f"{kind} is written as {', '.join(sorted(suffixes))}; choose such an ending")

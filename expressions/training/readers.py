@@ -209,10 +209,10 @@ def _read_split(classes, labels, votes, noted):
             try:
                 image = read_image(file)
             except OSError:  # no permission, gone since it was listed, a bad disk
-                noted["unreadable"].append(file)
+                noted["unreadable"].append(str(file))
                 continue
             except UserError as error:  # it tells the path and the reason
-                noted["unreadable"].append(error)
+                noted["unreadable"].append(str(error))
                 continue
             rows.append((preprocess_face(image), index, file.name))
             short, long = sorted(image.shape[:2])
