@@ -219,10 +219,12 @@ class Recorder:
 
     @property
     def lacking(self) -> str:
-        """What the video lacks of its source, as the end of a sentence; empty if nothing."""
+        """What the file lacks of its source, as the end of a sentence; empty if nothing."""
         lacking = ""
         if self.left_out:
             lacking += f", without {self.left_out} frames, which came too fast for an .avi; .mp4 has them"
+        if self.container and self.sound.broken:
+            lacking += f", without {self.sound.broken} broken packets of sound"
         if self.container and self.sound.error:
             lacking += f", without sound from {self.sound.seconds:.1f} s on ({self.sound.error})"
         return lacking
