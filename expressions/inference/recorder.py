@@ -12,9 +12,10 @@ import numpy as np
 
 from expressions import UserError
 from expressions.files import lock_file
-from expressions.inference.names import IMAGE_SUFFIXES
+from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.inference.sound import Sound
-from expressions.inference.sources import DEFAULT_FPS, LOST_TIMEOUT, Source
+from expressions.inference.sources import Source
+from expressions.inference.video import DEFAULT_FPS, LOST_TIMEOUT
 
 MAX_AVI_GAP = 60_000  # frames; FFmpeg writes an empty one, of 24 bytes, for each that an .avi lacks
 

@@ -6,9 +6,9 @@ from itertools import chain
 
 import av
 
+from expressions.inference.video import CONTAINERS
+
 RATE, BIT_RATE = 48_000, 128_000  # samples and bits a second, of sound that is encoded anew
-# those that hold their own data; others could name another file
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,ogg,asf,mxf,dv"
 
 
 class Sound:
@@ -42,7 +42,7 @@ class Sound:
 
     def _open(self, path, copied, encoder, start):
         file = self.files.enter_context(open(path, "rb", buffering=0))  # so that FFmpeg needs to open no file at all
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": ""}
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
         container = self.files.enter_context(av.open(file, container_options=options, metadata_errors="replace"))
         sound, frames = (container.streams.best(kind) for kind in ("audio", "video"))
         if not sound:
