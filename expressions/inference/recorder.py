@@ -36,7 +36,7 @@ FORMATS = {
     ".mp4": Format(
         codec="libx264",
         pixels="yuv420p",
-        # as fast as MPEG-4; other presets take twice as long. Without zerolatency it would hold 40 frames back
+        # as fast as MPEG-4 was; the next preset takes up to twice as long. No frame waits in the encoder
         codec_options={"preset": "ultrafast", "tune": "zerolatency"},
         # parts of a second, given in microseconds; at the end they are joined to an ordinary .mp4
         muxer_options={"movflags": "hybrid_fragmented", "frag_duration": "1000000"},
