@@ -42,7 +42,6 @@ LAYERS = {
         "expressions.training.targets",
         "expressions.inference",
         "expressions.inference.overlay",
-        "expressions.inference.sound",
         "expressions.inference.summary",
         "expressions.inference.tables",
         "expressions.inference.tracker",
@@ -52,6 +51,7 @@ LAYERS = {
     "live": ["expressions.inference.live"],
     "sources": ["expressions.inference.sources"],
     "recognizer": ["expressions.inference.recognizer"],
+    "sound": ["expressions.inference.sound"],
     "recorder": ["expressions.inference.recorder"],
     "jobs": ["expressions.inference.jobs"],
     "compositions": [  # of the leaves of one wing

@@ -15,7 +15,7 @@ from expressions.files import lock_file
 from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference.sound import Sound
 from expressions.inference.sources import Source
-from expressions.inference.video import DEFAULT_FPS, LOST_TIMEOUT
+from expressions.inference.video import LOST_TIMEOUT
 
 MAX_AVI_GAP = 60_000  # frames; FFmpeg writes an empty one, of 24 bytes, for each that an .avi lacks
 
@@ -36,7 +36,7 @@ FORMATS = {
     ".mp4": Format(
         codec="libx264",
         pixels="yuv420p",
-        # as fast as MPEG-4; other presets take twice as long. Without zerolatency it would hold 40 frames back
+        # as fast as MPEG-4 was; the next preset takes up to twice as long. No frame waits in the encoder
         codec_options={"preset": "ultrafast", "tune": "zerolatency"},
         # parts of a second, given in microseconds; at the end they are joined to an ordinary .mp4
         muxer_options={"movflags": "hybrid_fragmented", "frag_duration": "1000000"},
@@ -218,10 +218,12 @@ class Recorder:
 
     @property
     def lacking(self) -> str:
-        """What the video lacks of its source, as the end of a sentence; empty if nothing."""
+        """What the file lacks of its source, as the end of a sentence; empty if nothing."""
         lacking = ""
         if self.left_out:
             lacking += f", without {self.left_out} frames, which came too fast for an .avi; .mp4 has them"
+        if self.container and self.sound.broken:
+            lacking += f", without {self.sound.broken} broken packets of sound"
         if self.container and self.sound.error:
             lacking += f", without sound from {self.sound.seconds:.1f} s on ({self.sound.error})"
         return lacking
