@@ -22,7 +22,7 @@ cli.begin(__name__)
 from tqdm import tqdm
 
 from expressions.inference import batch, overlay
-from expressions.inference.names import expand_sources, is_camera, parse_size
+from expressions.inference.names import expand_sources, is_camera, parse_size, resolve_source
 from expressions.inference.outputs import Outputs
 from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer, Labeller  # noqa: F401
 from expressions.inference.sources import Source
@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options; `many`: whether to label many files at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", default="0", help="camera, video, image, folder, pattern or address (default: 0, the first camera)")
+    add("--source", type=resolve_source, default="0", help="camera, file, folder, pattern or address (default: 0)")
     add("--size", type=parse_size, metavar="WIDTHxHEIGHT", help="frame size to request from a camera, such as 1280x720")
     add("--model", type=Path, default=MODEL, help="a model from train.py (default: models/emotion_model.h5)")
     add("--cascade", type=Path, default=CASCADE, help="a face detector's file")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -46,7 +47,8 @@ def run(
     """Run `work(arguments)` as a program and show its errors, one line each on stderr.
 
     SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. Characters that the terminal can't show are escaped.
-    Notebooks and editors have output streams of their own, which need not be files, and may run it in any thread.
+    Once a terminal is closed, what is printed there is discarded, so that the program can end well. Notebooks and
+    editors have output streams of their own, which need not be files, and may run it in any thread.
 
     Args:
         program: The script, named before error messages.
@@ -63,11 +65,12 @@ def run(
             setattr(sys, name, open(os.devnull, "w"))
         if reconfigure := getattr(getattr(sys, name), "reconfigure", None):
             reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):
+        setattr(sys, name, _outlive_terminal(getattr(sys, name)))
+    for name, handler in (("SIGTERM", signal.default_int_handler), ("SIGHUP", interrupt_once)):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         # nohup ignores SIGHUP; leave that as it is
         if number and in_main_thread() and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, handler)
     try:
         status = _exit_status(program, work, arguments, disk_full)
         sys.stdout.flush()
@@ -94,6 +97,33 @@ def _exit_status(program, work, arguments, disk_full):
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def interrupt_once(number: int, _: object) -> None:
+    """Raise KeyboardInterrupt at a signal, and ignore further ones: both the system and the shell send SIGHUP."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+class _Terminal(io.FileIO):
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:  # what a terminal gives that was closed
+                raise
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.fileno())  # for what libraries print as well
+        return len(data)
+
+
+def _outlive_terminal(stream):
+    """Return a stream of the same terminal that discards what is written once that is closed; other streams as is."""
+    with contextlib.suppress(AttributeError, OSError):  # a notebook's has no file
+        if os.name == "posix" and os.isatty(stream.fileno()):
+            terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+            return io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True)
+    return stream
 
 
 def in_main_thread() -> bool:

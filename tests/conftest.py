@@ -31,6 +31,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
     CACHE = tempfile.TemporaryDirectory()  # in place of the user's own
     os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), CACHE.name)
 ROOT = Path(__file__).resolve().parent.parent
+SMALL_TRAIN = "tests/small_train.py"
 # before a command: takes from root what lets it read and write everything
 WITHOUT_PRIVILEGES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if shutil.which("setpriv") else []
 SPLITS = {"train": 8, "validation": 3}  # images per class

@@ -21,7 +21,7 @@ from expressions.inference.summary import Summary
 from expressions.inference.tables import Table
 from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.inference.types import Box, Face
-from expressions.model_compiler import parse_metadata
+from expressions.model_validation import parse_metadata
 from expressions.training import dataset, readers
 
 pytestmark = pytest.mark.faults
@@ -70,7 +70,7 @@ def test_any_bytes_are_an_image_or_none(noise, place, suffix):
     """Noise alone, and in the middle of a good file."""
     good = cv2.imencode(suffix, random_image(20, 20, 3))[1].tobytes()
     for data in (noise, good[:place] + noise + good[place:], good[:place] + noise):
-        image = decode_image(np.frombuffer(data, np.uint8))
+        image = refused_or(decode_image, data, "me")
         assert image is None or (image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3)
 
 

@@ -28,11 +28,11 @@ from conftest import (
     write_video,
     x_server,
 )
+from model_files import write_metadata
 
 import realtime_detect
 from expressions import EMOTIONS
 from expressions.inference.sources import Source
-from expressions.model_file import write_metadata
 
 
 def test_an_image_comes_back_with_box_and_label(tmp_path, trained, photo, frame):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from expressions import UserError
 from expressions.cli import escape_unprintable
 from expressions.inference import overlay
-from expressions.inference.recorder import CODECS, Recorder
+from expressions.inference.recorder import FORMATS, Recorder
 from expressions.inference.sources import Source
 from expressions.inference.summary import Summary
 from expressions.inference.tables import STDOUT, Table
@@ -94,7 +94,7 @@ class Outputs:
             if missing := source.missing_seconds:
                 line += f"; {missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
             if recorder and recorder.frame_count:
-                line += f"; saved to {escape_unprintable(path)}"
+                line += f"; saved to {escape_unprintable(path)}{recorder.lacking}"
             tqdm.write(line)
         if error:
             raise error
@@ -114,7 +114,7 @@ class Outputs:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"--save {path.parent}: can't be made a folder ({error.strerror})") from None
-            if not source.is_image and path.suffix.lower() not in CODECS:  # can be read, but not written
+            if not source.is_image and path.suffix.lower() not in FORMATS:  # can be read, but not written
                 path = path.with_name(f"{path.name}.mp4")
             if os.path.realpath(path) in self.sources:
                 raise UserError(f"--save {path}: is one of the sources; choose another folder")

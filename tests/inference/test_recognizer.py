@@ -3,6 +3,7 @@
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -12,9 +13,10 @@ from conftest import read_rows, write_video
 from samples import FRAMES
 
 import realtime_detect
-from expressions import EMOTIONS
+from expressions import EMOTIONS, UNCERTAIN, UserError
 from expressions.classifier import Classifier
 from expressions.inference import overlay
+from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.inference.sources import Source
 from expressions.training import synthetic
 
@@ -130,3 +132,11 @@ def test_several_threads_get_what_one_gets(trained, frame):
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(seen, images)) == alone
     assert any(alone)
+
+
+@pytest.mark.faults
+def test_a_model_with_a_class_called_as_what_is_said_of_unclear_faces(monkeypatch):
+    labels = ("happy", UNCERTAIN)
+    monkeypatch.setattr(Classifier, "load", lambda *_, **__: SimpleNamespace(labels=labels, has_votes=False))
+    with pytest.raises(UserError, match="has a class called uncertain"):
+        ExpressionRecognizer()
