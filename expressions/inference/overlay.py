@@ -181,7 +181,8 @@ def _choose_place(before, box, size, frame, boxes, others):
         distance.append(apart + 0.01 * abs(tried - first[axis]))
     count = len(boxes)
     on_faces, on_others = (covered[0][:, part] @ covered[1][:, part].T for part in (slice(count), slice(count, None)))
-    cost = on_faces + 1e6 * on_others + 1e-6 * np.hypot(*np.meshgrid(*distance, indexing="ij"))
+    away = size[1] * np.hypot(*np.meshgrid(*distance, indexing="ij"))  # a pixel of way costs what a covered column does
+    cost = 1e12 * (on_others > 0) + 1e9 * (on_faces > 0) + on_others + on_faces + away
     best = np.unravel_index(cost.argmin(), cost.shape)
     if before is not None and (on_faces + on_others)[best] and not _covers(_at(before, box, size, frame), others):
         return before, _at(before, box, size, frame)  # no better place is free
