@@ -36,6 +36,7 @@ LAYERS = {
         "expressions.training.report",
         "expressions.training.synthetic",
         "expressions.training.targets",
+        "expressions.training.teachers",
         "expressions.inference",
         "expressions.inference.overlay",
         "expressions.inference.summary",

@@ -130,6 +130,7 @@ def _render_model_card(metadata, data, evaluations):
         "labels": ", ".join(metadata["labels"]),
         "teachers": ", ".join(metadata["teachers"]) or "none",
         "start": metadata["start"] or "random weights",
+        "fold": metadata["fold"] or "none",
         "n": len(first.y_true),
         "results": to_markdown(compare(evaluations)),
         "per_class": to_markdown(first.per_class()),
