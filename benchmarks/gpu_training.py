@@ -38,7 +38,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from expressions.files import suppress_output
-from expressions.training import dataset, teachers
+from expressions.training import dataset, fer2013, teachers
 from expressions.training.corruptions import corrupt
 
 FILTERS, POOLED = (32, 64, 64, 128, 128, 256, 256, 384, 384), (1, 0, 1, 0, 1, 0, 1, 0, 0)  # train.py's large network
@@ -413,7 +413,7 @@ def run_training(options):
     if (results / "soft_labels.npz").exists():
         soft = np.load(results / "soft_labels.npz")["probabilities"].astype(np.float32)
     else:
-        digests = teachers.digests(split.images)
+        digests = fer2013.original_digests(split.images)
         soft = cross_fitted_labels(split, classes, digests)
         np.savez_compressed(results / "soft_labels.npz", digests=digests, probabilities=soft.astype(np.float16))
 

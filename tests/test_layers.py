@@ -20,6 +20,7 @@ LAYERS = {
     "model_file": ["expressions.model_file"],
     "classifier": ["expressions.classifier"],
     "model_compiler": ["expressions.model_compiler"],  # what the limited process runs
+    "fer2013": ["expressions.training.fer2013"],
     # they have the types that the modules of one wing pass to one another
     "types": ["expressions.inference.types", "expressions.training.readers"],
     "corruptions": ["expressions.training.corruptions"],

@@ -17,6 +17,7 @@ import pandas as pd
 from expressions import EMOTIONS, IMAGE_SIZE, UserError
 from expressions.cli import escape_unprintable
 from expressions.images import preprocess_face, read_image
+from expressions.training import fer2013
 
 SPLITS = {  # and the names of their folders
     "train": ("train", "training"),
@@ -127,7 +128,10 @@ def _is_image(path):
 
 
 def read_folders(root: Path, votes: pd.DataFrame | None) -> Dataset:
-    """Read a folder of class folders, with or without split folders above them; join votes by the names of files."""
+    """Read a folder of class folders, with or without split folders above them.
+
+    Votes are joined by the names of files or, where no name in a split is FER+'s, by the content of images.
+    """
     folders = {split: _find_split_folder(root, split) for split in SPLITS}
     if not any(folders.values()):
         folders["train"] = root
@@ -187,7 +191,9 @@ def _read_split(classes, labels, votes, unreadable):
         return None
     images, indices, names = zip(*rows, strict=True)
     if votes is not None:
-        votes = votes[~votes.index.duplicated()][VOTES].reindex(names, fill_value=0).to_numpy()
+        votes = votes[~votes.index.duplicated()][VOTES]
+        by_name = votes.reindex(names, fill_value=0).to_numpy()
+        votes = by_name if votes.index.isin(names).any() else fer2013.join_votes(np.stack(images), votes)
     return Split(np.stack(images), np.array(indices), votes)
 
 

@@ -4,7 +4,6 @@ The training images are divided into N parts by their content. A network trained
 part, so it speaks of that part alone. A teacher that has seen an image mostly repeats its label.
 """
 
-import hashlib
 import zipfile
 from pathlib import Path
 
@@ -14,22 +13,17 @@ import numpy as np
 from expressions import UserError
 from expressions.classifier import Classifier
 from expressions.files import atomic_write
+from expressions.training.fer2013 import original_digests
 from expressions.training.readers import Dataset
 
 VIEWS = (1.0, 1.06, 0.95)  # zooms of an image, each also mirrored, whose mean prediction is its soft label
 BATCH_SIZE = 256  # images that a teacher looks at together
 
 
-def digests(images: np.ndarray) -> np.ndarray:
-    """The first eight bytes of the SHA-256 of each image's pixels, gray uint8 (n, height, width), as uint64 (n,)."""
-    first_bytes = b"".join(hashlib.sha256(image.tobytes()).digest()[:8] for image in images)
-    return np.frombuffer(first_bytes, "<u8")
-
-
 def fold_mask(images: np.ndarray, fold: str) -> np.ndarray:
     """Which images are in the part that `fold`, "K/N", names, a boolean mask (n,). Copies are in the same part."""
     part, parts = map(int, fold.split("/"))
-    return digests(images) % np.uint64(parts) == part - 1
+    return original_digests(images) % np.uint64(parts) == part - 1
 
 
 def leave_out(data: Dataset, fold: str | None) -> Dataset:
@@ -76,7 +70,7 @@ def write_soft_labels(path: Path, teachers: list[Path], data: Dataset) -> None:
     """Write the soft labels of those training images that have any; about 1 MB for FER2013."""
     images = data.splits["train"].images
     soft = soft_labels(teachers, images, data.labels)
-    found, first = np.unique(digests(images), return_index=True)
+    found, first = np.unique(original_digests(images), return_index=True)
     known = np.isfinite(soft[first, 0])
     arrays = {"digests": found[known], "probabilities": soft[first][known].astype(np.float16)}
     with atomic_write(path) as partial, open(partial, "wb") as file:
@@ -100,7 +94,7 @@ def _read(path, images, labels):
         raise UserError(f"--teacher {path}: {reason}; train.py --soft-labels makes such files") from None
     _check_labels(path, known, labels)
     row_of = {digest: row for row, digest in enumerate(found.tolist())}
-    rows = np.array([row_of.get(digest, -1) for digest in digests(images).tolist()])
+    rows = np.array([row_of.get(digest, -1) for digest in original_digests(images).tolist()])
     return np.where(rows[:, None] >= 0, probabilities[rows], np.nan)
 
 
