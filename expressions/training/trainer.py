@@ -148,7 +148,7 @@ def draw_images(data: Dataset, options: argparse.Namespace, directory: Path) -> 
     """Draw the data set into `directory`, and show a part of it if the options say so; in the primary process."""
     if distributed.is_primary():
         report.plot_distribution(data, directory / "distribution.png")
-        report.plot_samples(data, options.show or data.labels[0], directory / "samples.png")
+        report.plot_samples(data, options.show, directory / "samples.png")
         if options.show:
             show_image(directory / "samples.png")
 
