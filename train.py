@@ -14,13 +14,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from expressions import IMAGE_SIZE, RESCALE, cli
 from expressions.files import suppress_output
 
+cli.begin(__name__)
 with suppress_output():  # TensorFlow's greeting
     import keras
     from keras import callbacks, layers
 
-from expressions import IMAGE_SIZE, RESCALE, cli
 from expressions.training import command_line, dataset, distributed, teachers, trainer
 from expressions.training.augmentation import Batches, OpenCVImageDataGenerator
 from expressions.training.callbacks import AtomicModelCheckpoint, EpochTimer, StochasticWeightAveraging, TrainingState
@@ -95,8 +96,7 @@ def run(arguments: list[str] | None) -> None:
             with trainer.run_directory(options.model) as directory:
                 train(data, options, directory)
     except KeyboardInterrupt:  # outside the epochs, whose end `fit` sees to
-        hint = "" if options.evaluate else " If an epoch was complete, continue with --resume."
-        print(f"\nStopped.{hint}", file=sys.stderr)
+        print("\nStopped.", "" if options.evaluate else "After a complete epoch, --resume continues.", file=sys.stderr)
         raise
 
 
@@ -153,7 +153,7 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     options.network, weights = trainer.starting_point(options, data, NETWORKS)
 
     # callbacks
-    checkpoint, average = AtomicModelCheckpoint(directory / "best.h5"), None
+    checkpoint, average = AtomicModelCheckpoint(directory / "best.partial.keras"), None
     plateau = [
         callbacks.EarlyStopping(monitor="val_loss", patience=30, verbose=1),
         callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=15, verbose=1),

@@ -441,7 +441,8 @@ def run_export(options):
     network = large_network(weights[-1].size, None)
     network.set_weights(weights)
     directory.mkdir(parents=True, exist_ok=True)
-    network.save(directory / "best.h5")
+    best = directory / "best.partial.keras"
+    network.save(best)
     history = pd.read_csv(options.weights.with_suffix(".csv"))
     unknown = dict.fromkeys(("accuracy", "loss", "val_loss", "seconds"), np.nan)
     columns = {"epoch": history["epoch"] - 1, "val_accuracy": history["single"], **unknown}
@@ -450,8 +451,8 @@ def run_export(options):
         model=options.model, network="large", seed=MATCHED["seed"], batch_size=BATCH_SIZE, precision="mixed_bfloat16",
         start=None, fold=None, teacher=[Path(name) for name in STUDENTS],
     )  # fmt: skip
-    export(directory / "best.h5", large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
-    (directory / "best.h5").unlink()
+    export(best, large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
+    best.unlink()
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = history.set_index("epoch")[["single", "mirrored", "corrupted"]].plot(ax=figure.add_subplot(), marker="o")
     axes.set(ylabel="validation accuracy", title="Moving average of the weights")
