@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from expressions import UserError
+from expressions import UNCERTAIN, UserError
 from expressions.classifier import Classifier
-from expressions.images import crop
+from expressions.images import crop, to_gray
 from expressions.inference.detector import HaarDetector
 from expressions.inference.tracker import (
     SEGMENT_OVERLAP,
@@ -36,6 +36,10 @@ class ExpressionRecognizer:
         if votes and not self.classifier.has_votes:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
         self.labels = self.classifier.labels
+        if UNCERTAIN in self.labels:
+            raise UserError(
+                f"{model}: has a class called {UNCERTAIN}, which means that none is likely; train with another name"
+            )
         self.lock = threading.Lock()  # the detector and the network serve one thread at a time
         self.reset()
 
@@ -45,16 +49,16 @@ class ExpressionRecognizer:
         self.stitcher = TrackStitcher()
 
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
-        """Find the faces in a frame, BGR uint8 (height, width, 3), and label their expressions.
+        """Find the faces in a frame, uint8 BGR (height, width, 3) or gray (height, width), and label their expressions.
 
         `seconds` is its time in a video, whose faces are followed from frame to frame; None for an image. Several
-        threads may call it.
+        threads may call it. Raises UserError for what is no such frame.
         """
         with self.lock:
             return self._recognize(image, seconds)
 
     def _recognize(self, image, seconds):
-        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        gray = to_gray(image)
         if seconds is None:
             return TrackStitcher().assign_ids(self.recognize_tracks(Tracker(self.detector), gray, None))
         if seconds >= self.segment_end:
