@@ -126,8 +126,9 @@ class Video:
         ratio = float(stream and stream.sample_aspect_ratio or 1)
         stretch = max(ratio, 1 / ratio)
         self.stretch = ratio if MIN_STRETCH < stretch < MAX_STRETCH else 1.0
-        if not (stream and stream.codec_context and 0 < stream.width * stream.height * stretch <= MAX_IMAGE_PIXELS):
-            raise MemoryError  # before the first frame is decoded, which memory may not hold
+        if not (stream and stream.codec_context and stream.width * stream.height * stretch <= MAX_IMAGE_PIXELS):
+            # before a frame is decoded; a stream that was entered between its key frames tells no size yet, which is 0
+            raise MemoryError
         stream.codec_context.options = {"max_pixels": str(MAX_IMAGE_PIXELS)}
 
     def _read_header(self, live):

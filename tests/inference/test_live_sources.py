@@ -295,6 +295,22 @@ def test_a_recording_of_unknown_length_is_not_repeated(tmp_path, impatient):
 @needs_ffmpeg
 @pytest.mark.faults
 @pytest.mark.slow
+def test_a_stream_may_be_entered_between_two_key_frames():
+    """Until the next one it tells not even its size."""
+    with socket.socket(type=socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"udp://127.0.0.1:{free.getsockname()[1]}"
+    words = "ffmpeg -v error -re -f lavfi -i testsrc=size=160x120:rate=25 -c:v libx264 -g 250 -tune zerolatency -t 14"
+    with subprocess.Popen([*words.split(), "-f", "mpegts", address]) as caster:
+        time.sleep(1.5)
+        with Source(address) as source:
+            assert source.live and next(iter(source)).image.shape == (120, 160, 3)
+        caster.kill()
+
+
+@needs_ffmpeg
+@pytest.mark.faults
+@pytest.mark.slow
 def test_a_broadcast_in_parts_comes_at_its_own_pace(tmp_path, monkeypatch):
     """HLS: parts of two seconds come at once. When the server falls silent, the last ones aren't shown again."""
     monkeypatch.setattr("expressions.inference.video.PART_SECONDS", 4)
