@@ -40,6 +40,7 @@ from matplotlib.figure import Figure
 
 from expressions.files import suppress_output
 from expressions.training import dataset
+from expressions.training.corruptions import corrupt
 
 FILTERS, POOLED = (32, 64, 64, 128, 128, 256, 256, 384, 384), (1, 0, 1, 0, 1, 0, 1, 0, 0)  # train.py's large network
 BATCH_SIZE, MOMENTUM, WEIGHT_DECAY, WARMUP = 256, 0.9, 5e-3, 0.05  # warm-up as a share of the epochs
@@ -382,37 +383,6 @@ def zoomed(images, zoom):
     return np.stack([cv2.warpAffine(i, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE) for i in images])
 
 
-def corrupt(images):
-    """The validation images as a poor camera might give them: uint8 (n, 48, 48), by what was done to them."""
-    noise = np.random.default_rng(0).normal(0, 10, images.shape)
-    size, border, centre = (IMAGE_SIZE, IMAGE_SIZE), cv2.BORDER_REPLICATE, ((IMAGE_SIZE - 1) / 2,) * 2
-    turns = [cv2.getRotationMatrix2D(centre, angle, 1) for angle in (-20, 20)]
-
-    def each(change):
-        return np.stack([change(image) for image in images])
-
-    def levels(values):
-        return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-    def shrunk(image):
-        small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-        return cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
-
-    def as_jpeg(image):
-        return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_GRAYSCALE)
-
-    turned = [cv2.warpAffine(image, turns[row % 2], size, borderMode=border) for row, image in enumerate(images)]
-    return {
-        "noise of 10 gray levels": levels(images + noise),
-        "blur of one pixel": each(lambda image: cv2.GaussianBlur(image, (0, 0), 1)),
-        "shrunk to 32 pixels": each(shrunk),
-        "turned by 20 degrees": np.stack(turned),
-        "JPEG of quality 40": each(as_jpeg),
-        "gamma 2": levels(255 * (images / 255) ** 2),
-        "half contrast": levels(127.5 + (images - 127.5) / 2),
-    }
-
-
 class Validation:
     """Measures networks on the validation split, as it is and corrupted; keeps the best epoch of each."""
 
@@ -481,7 +451,8 @@ def run_export(options):
     network = large_network(weights[-1].size, None)
     network.set_weights(weights)
     directory.mkdir(parents=True, exist_ok=True)
-    network.save(directory / "best.h5")
+    best = directory / "best.partial.keras"
+    network.save(best)
     history = pd.read_csv(options.weights.with_suffix(".csv"))
     unknown = dict.fromkeys(("accuracy", "loss", "val_loss", "seconds"), np.nan)
     columns = {"epoch": history["epoch"] - 1, "val_accuracy": history["single"], **unknown}
@@ -490,8 +461,8 @@ def run_export(options):
         model=options.model, network="large", seed=MATCHED["seed"], batch_size=BATCH_SIZE, precision="mixed_bfloat16",
         start=None, teacher=[Path(name) for name in STUDENTS],
     )  # fmt: skip
-    export(directory / "best.h5", large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
-    (directory / "best.h5").unlink()
+    export(best, large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
+    best.unlink()
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = history.set_index("epoch")[["single", "mirrored", "corrupted"]].plot(ax=figure.add_subplot(), marker="o")
     axes.set(ylabel="validation accuracy", title="Moving average of the weights")

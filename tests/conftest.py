@@ -167,12 +167,13 @@ def wait_for(happened, processes=(), seconds=120):
 
 
 @contextlib.contextmanager
-def x_server(screen="1280x800x24"):
+def x_server(screen="1280x800x24", *options):
     """Run an X server with one screen, on a display that it finds free. Yields the process and the display's name."""
     reader, writer = os.pipe()
     server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(writer), "-screen", "0", screen], pass_fds=[writer], stderr=subprocess.DEVNULL
-    )
+        ["Xvfb", "-displayfd", str(writer), "-screen", "0", screen, *map(str, options)],
+        pass_fds=[writer], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     os.close(writer)
     try:
         with open(reader) as numbers:

@@ -1,17 +1,22 @@
-"""Where a script's output goes nowhere: closed pipes, full disks, terminals without the letters of a name."""
+"""Where a script's output goes nowhere: closed pipes, full disks, terminals without the letters of a name; and scripts
+that can't begin."""
 
 import contextlib
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import pytest
 from conftest import (
     ENVIRONMENT,
+    ROOT,
     SMALL_TRAIN,
     command,
     heed_ctrl_c,
@@ -195,3 +200,65 @@ def test_a_terminal_that_is_closed_while_training(tmp_path, data_folder, is_hung
     rows = read_rows(tmp_path / "model" / "history.csv")
     assert read_metadata(model) and (tmp_path / "model" / "README.md").exists()
     assert len(rows) < 5000 if is_hung_up else len(rows) == 50
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("stream", [io.StringIO(), SimpleNamespace(write=len, flush=lambda: None)])
+@pytest.mark.parametrize("error, status", [(None, 0), (BrokenPipeError, 141)])
+def test_output_to_something_that_is_no_file_in_a_thread(monkeypatch, stream, error, status):
+    """As in notebooks, IDLE and Spyder: streams without `reconfigure` and `fileno`, threads without signals."""
+
+    def work(arguments):
+        if error:
+            raise error
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    statuses = []
+    thread = threading.Thread(target=lambda: statuses.append(cli.run("test", work)))
+    thread.start()
+    thread.join()
+    assert statuses == [status]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("script", ["train.py", "realtime_detect.py"])
+def test_without_the_packages_a_script_says_so_in_one_line(script):
+    words = [sys.executable, "-S", str(ROOT / script)]  # -S: as if the environment weren't activated
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert one_line((result.returncode, "", result.stderr), f"{script}: No module named", "pip install -r")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("script, module", [("train.py", "keras"), ("realtime_detect.py", "cv2")])
+@pytest.mark.parametrize(
+    "line, status, said",
+    [
+        (f"import os; os.kill(os.getpid(), {signal.SIGINT:d})", 130, ""),
+        ("raise ImportError('libGL.so.1: cannot open')", 2, "{}: libGL.so.1: cannot open; README.md names"),
+        ("raise SystemError", 1, "Traceback"),
+    ],
+    ids=["Ctrl-C", "library of the system", "anything else"],
+)
+def test_a_script_ends_well_while_it_loads_its_packages(tmp_path, script, module, line, status, said):
+    (tmp_path / f"{module}.py").write_text(line)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command(script), capture_output=True, text=True, env=environment)
+    assert result.returncode == status and result.stderr.startswith(said.format(script)), result.stderr
+    assert result.stderr.count("\n") == (status == 2) or status == 1
+
+
+def test_a_program_that_imports_a_script_gets_exceptions(monkeypatch):
+    hook = sys.excepthook
+    cli.begin("realtime_detect")
+    assert sys.excepthook is hook
+
+
+@pytest.mark.faults
+def test_a_package_that_only_some_runs_need_is_missing(capsys):
+    def work(arguments):
+        import package_that_nobody_has  # noqa: F401
+
+    assert cli.run("test", work) == 2
+    said = capsys.readouterr().err
+    assert "No module named 'package_that_nobody_has'; activate" in said and said.count("\n") == 1

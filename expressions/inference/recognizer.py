@@ -8,7 +8,7 @@ import numpy as np
 
 from expressions import UNCERTAIN, UserError
 from expressions.classifier import Classifier
-from expressions.images import crop
+from expressions.images import crop, to_gray
 from expressions.inference.detector import HaarDetector
 from expressions.inference.tracker import (
     SEGMENT_OVERLAP,
@@ -49,16 +49,16 @@ class ExpressionRecognizer:
         self.stitcher = TrackStitcher()
 
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
-        """Find the faces in a frame, BGR uint8 (height, width, 3), and label their expressions.
+        """Find the faces in a frame, uint8 BGR (height, width, 3) or gray (height, width), and label their expressions.
 
         `seconds` is its time in a video, whose faces are followed from frame to frame; None for an image. Several
-        threads may call it.
+        threads may call it. Raises UserError for what is no such frame.
         """
         with self.lock:
             return self._recognize(image, seconds)
 
     def _recognize(self, image, seconds):
-        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        gray = to_gray(image)
         if seconds is None:
             return TrackStitcher().assign_ids(self.recognize_tracks(Tracker(self.detector), gray, None))
         if seconds >= self.segment_end:

@@ -14,6 +14,7 @@ from expressions import UNCERTAIN, UserError
 from expressions.files import atomic_write, lock_file
 from expressions.inference.types import Face, Frame
 
+STDOUT = Path("-")
 COLUMNS = ("source", "frame", "seconds", "track", "x", "y", "width", "height", "label", "confidence")
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run what begins with one of them
 
@@ -49,7 +50,7 @@ def append(file: IO[bytes], data: bytes) -> None:
 
 
 class Table:
-    """A file of rows, used within `with`: .csv, or .jsonl with one JSON object per line.
+    """A file of rows, used within `with`: .csv, or .jsonl with one JSON object per line. STDOUT gets as `suffix` which.
 
     The rows of a frame go to the system at once, so a program that is killed leaves whole rows. An old file is
     overwritten when the first frame comes. What is not UTF-8 in the name of a source is escaped; see also `path_cell`
@@ -59,10 +60,14 @@ class Table:
     then `failed` is True and the file has the rows until there.
     """
 
-    def __init__(self, path: Path, labels: tuple[str, ...], overwrite: bool = False):
-        self.path, self.class_cells = Path(path), dict(zip(labels, class_cells(labels), strict=True))
-        self.columns = [*COLUMNS, *self.class_cells.values()]
-        self.failed, self.is_new, self.is_begun = False, not self.path.exists(), False
+    def __init__(self, path: Path, labels: tuple[str, ...], overwrite: bool = False, suffix: str = ""):
+        self.path, self.suffix = Path(path), suffix or Path(path).suffix.lower()
+        self.class_cells = dict(zip(labels, class_cells(labels), strict=True))
+        self.columns, self.piped = [*COLUMNS, *self.class_cells.values()], self.path == STDOUT
+        self.failed, self.is_begun, self.is_new = False, False, not (self.piped or self.path.exists())
+        if self.piped:  # what Python prints may go elsewhere
+            self.file = open(1, "wb", buffering=0, closefd=False)
+            return
         try:
             self.file = open(path, "ab" if overwrite else "xb", buffering=0)
         except FileExistsError:
@@ -82,7 +87,7 @@ class Table:
             numbers = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
             label = self.class_cells.get(face.label, face.label)
             rows.append([name, frame.number, round(frame.seconds, 3), face.track_id, *face.box, label, *numbers])
-        if self.path.suffix.lower() == ".csv":
+        if self.suffix == ".csv":
             csv.writer(text).writerows(rows if self.is_begun else [self.columns, *rows])
         else:
             text.writelines(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in rows)
@@ -90,12 +95,15 @@ class Table:
 
     def _append(self, data):
         try:
-            if not self.is_begun and stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):  # a pipe can't be truncated
+            # a pipe can't be truncated, and what a shell's >> names shall not be
+            if not (self.is_begun or self.piped) and stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):
                 self.file.truncate(0)
             self.is_begun = True
             append(self.file, data)
         except OSError as error:
             self.failed = True
+            if self.piped:
+                raise  # a reader may have seen enough
             raise UserError(f"{self.path}: can't be written ({error.strerror}); rows are missing") from None
 
     def __exit__(self, *_):

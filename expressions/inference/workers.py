@@ -23,8 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from expressions import UserError
-from expressions.cli import escape_unprintable
+from expressions import UserError, cli
 
 ATTEMPTS = 5  # machines of a cluster may be taken away again and again
 TASKS_PER_WORKER = 2  # that a cluster has at a time, so that no worker waits for its next one
@@ -56,16 +55,17 @@ def processes(count: int) -> Iterator[Workers]:
         def new_pool():  # one for each process: when it crashes, its pool loses all tasks
             return pools.enter_context(ProcessPoolExecutor(1, context, _exit_with_parent))
 
-        def submit(function, task):
+        def submit(function, task):  # a process that starts now inherits that Ctrl-C is ignored
             pool = free.pop()
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process that starts now inherits this
+            handler = cli.in_main_thread() and signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 future = pool.submit(function, task)
             except BrokenProcessPool:  # it crashed while it was idle
                 pool = new_pool()
                 future = pool.submit(function, task)
             finally:
-                signal.signal(signal.SIGINT, handler)
+                if handler:
+                    signal.signal(signal.SIGINT, handler)
             future.add_done_callback(lambda _: free.append(pool))
             return future
 
@@ -166,4 +166,4 @@ def run_tasks(workers: Workers, function: Callable, tasks: Iterable, priority_ta
 
 
 def _last_line(error):  # before it, Ray tells of the error's origin
-    return escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])
+    return cli.escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])

@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None, description: str, networks: list[str], ep
     add("--teacher", type=Path, nargs="+", default=[], metavar="MODEL", help="models to learn from, besides the labels")
     add("--resume", action="store_true", help="continue the stopped run whose state is in the model's folder")
     add = parser.add_argument_group("measuring a model instead of training one").add_argument
-    add("--evaluate", type=Path, metavar="MODEL", help="the .h5 to measure")
+    add("--evaluate", type=Path, metavar="MODEL", help="the .h5 or .keras to measure")
     add("--split", choices=SPLITS, help="the images to measure it on (default: validation)")
     add("--labels", help="names of its outputs in order, separated by commas; for a file that doesn't contain them")
     add("--scaling", choices=SCALINGS, help="the pixel range it expects: 0 to 1, -1 to 1, 0 to 255, or standardised")

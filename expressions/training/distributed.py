@@ -181,7 +181,7 @@ class GracefulStop(keras.callbacks.Callback):
         self.together = process_info().world_size > 1
 
     def __enter__(self) -> "GracefulStop":
-        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals() if cli.in_main_thread()}
         interrupts = (signal.default_int_handler, cli.interrupt_once)
         self.handlers = {number: handler for number, handler in handlers.items() if handler in interrupts}
         for number in self.handlers:

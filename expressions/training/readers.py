@@ -3,7 +3,6 @@
 Every image file becomes 48x48 gray by `preprocess_face`, which the webcam uses too; a row of the CSV is that already.
 """
 
-import contextlib
 import hashlib
 import os
 import sys
@@ -17,6 +16,7 @@ import pandas as pd
 
 from expressions import EMOTIONS, IMAGE_SIZE, UserError
 from expressions.cli import escape_unprintable
+from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.images import preprocess_face, read_image
 from expressions.training import csv_rows
 
@@ -25,7 +25,6 @@ SPLITS = {  # and the names of their folders
     "validation": ("validation", "valid", "val", "publictest"),
     "test": ("test", "testing", "privatetest"),
 }
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MAX_FACE_SIDE, MAX_FACE_RATIO = 512, 1.25  # pixels, long side to short one; beyond them, an image is no mere face
 NOTES = {  # on files of a data set
     "unreadable": "skipped {} files that can't be read, or are no image OpenCV knows",
@@ -207,16 +206,18 @@ def _read_split(classes, labels, votes, noted):
     rows = []
     for index, label in enumerate(labels):
         for file in classes.get(label, ()):
-            image = None
-            with contextlib.suppress(OSError):  # no permission, gone since it was listed, a bad disk
+            try:
                 image = read_image(file)
-            if image is None:
+            except OSError:  # no permission, gone since it was listed, a bad disk
                 noted["unreadable"].append(file)
-            else:
-                rows.append((preprocess_face(image), index, file.name))
-                short, long = sorted(image.shape[:2])
-                if long > min(MAX_FACE_SIDE, MAX_FACE_RATIO * short):
-                    noted["photograph"].append(file)
+                continue
+            except UserError as error:  # it tells the path and the reason
+                noted["unreadable"].append(error)
+                continue
+            rows.append((preprocess_face(image), index, file.name))
+            short, long = sorted(image.shape[:2])
+            if long > min(MAX_FACE_SIDE, MAX_FACE_RATIO * short):
+                noted["photograph"].append(file)
     if not rows:
         return None
     images, indices, names = zip(*rows, strict=True)

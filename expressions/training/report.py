@@ -9,7 +9,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from expressions.files import atomic_write
-from expressions.training.metrics import Evaluation, compare
+from expressions.training.metrics import Evaluation, compare, format_corrupted
 from expressions.training.readers import Dataset
 
 matplotlib.rcParams["text.parse_math"] = False  # a class may have $ in its name
@@ -17,10 +17,13 @@ MODEL_CARD = Path(__file__).with_name("model_card.md")
 GRID = (4, 8)  # rows, at most, and columns of an image grid
 
 
-def write_report(folder: Path, metadata: dict, data: Dataset, evaluations: dict, megabytes: float) -> None:
+def write_report(
+    folder: Path, metadata: dict, data: Dataset, evaluations: dict, corrupted: pd.DataFrame, megabytes: float
+) -> None:
     """Write curves, confusion matrix, the most confident mistakes and the model card into the folder of a run.
 
-    metadata, megabytes: of the model file. evaluations: on the validation split, the first is shown in detail.
+    metadata, megabytes: of the model file. evaluations, corrupted: see `metrics.evaluate` and `evaluate_corrupted`; on
+    the validation split. The first evaluation is shown in detail.
     """
     history = pd.read_csv(folder / "history.csv")
     first = next(iter(evaluations.values()))
@@ -29,7 +32,8 @@ def write_report(folder: Path, metadata: dict, data: Dataset, evaluations: dict,
     plot_confusion_matrix(first, folder / "confusion_matrix.png")
     plot_top_losses(data.splits["validation"].images, first, folder / "mistakes.png")
     run = {"epoch": epoch, "epochs": history["epoch"].max() + 1, "minutes": history["seconds"].sum() / 60}
-    card = _render_model_card(metadata | run | {"megabytes": megabytes}, data, evaluations)
+    run |= {"corrupted": to_markdown(format_corrupted(corrupted)), "megabytes": megabytes}
+    card = _render_model_card(metadata | run, data, evaluations)
     with atomic_write(folder / "README.md") as partial:
         partial.write_text(card, encoding="utf-8")
 
@@ -62,7 +66,7 @@ def _plot_curves(history, saved, path):
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         axes.plot(epochs, history[name], label="train (augmented, with dropout)")
-        axes.plot(epochs, history[f"val_{name}"], label="validation")
+        axes.plot(epochs, history[f"val_{name}"], label="validation (plain and corrupted)")
         point = saved, history.loc[epochs == saved, f"val_{name}"]
         axes.plot(*point, "o", color="black", label=f"saved: epoch {saved}")
         axes.set(xlabel="epoch", title=name)

@@ -16,6 +16,7 @@ from expressions.classifier import Classifier
 from expressions.files import lock_file
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import dataset, distributed, report, synthetic
+from expressions.training.corruptions import corrupt_in_turn
 from expressions.training.readers import Dataset, Split
 from expressions.training.targets import make_targets
 from expressions.window import show_image
@@ -74,6 +75,15 @@ def images_and_targets(data: Dataset, name: str, teachers: list[Path] = ()) -> t
         taught = np.mean([_teacher_probabilities(teacher, split.images, data.labels) for teacher in teachers], axis=0)
         targets[:, :classes] += TEACHER_SHARE * (taught - targets[:, :classes])
     return split.images[..., None], targets
+
+
+def validation_images_and_targets(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The validation images twice, as `images_and_targets`: as they are, and each corrupted in one of seven ways.
+
+    So the validation accuracy, by which an epoch is chosen, is the mean of plain and corrupted accuracy.
+    """
+    images, targets = images_and_targets(data, "validation")
+    return np.concatenate([images, corrupt_in_turn(images[..., 0])[..., None]]), np.concatenate([targets] * 2)
 
 
 def _teacher_probabilities(teacher, images, labels):

@@ -34,7 +34,7 @@ def test_a_video_may_begin_at_any_time_and_jump(trained, frame):
 def test_the_label_drawn_is_the_likeliest_one_of_the_face(tmp_path, trained, photo, frame, monkeypatch):
     """Whatever the network says of a face stands on it: here that all faces are disgusted."""
     drawn = []
-    monkeypatch.setattr(overlay, "draw", lambda frame, faces, labels: drawn.extend(faces) or frame)
+    monkeypatch.setattr(overlay.Annotator, "draw", lambda self, frame, faces: drawn.extend(faces) or frame)
     certain = np.eye(7, dtype=np.float32)[EMOTIONS.index("disgust")]
     monkeypatch.setattr(
         Classifier,
@@ -77,7 +77,7 @@ def test_two_hundred_faces(detect, tmp_path):
     status, said, _ = detect(
         "--source", tmp_path / "crowd.png", "--save", tmp_path / "out.png", "--csv", table, "--bars"
     )
-    assert status == 0 and large.shape[1] == 640 and f"{len(read_rows(table))} faces in pictures" in said
+    assert status == 0 and large.shape[1] == 640 and f"1 picture, {len(read_rows(table))} faces" in said
     assert len(read_rows(table)) > 20 and cv2.imread(str(tmp_path / "out.png")).shape == image.shape
 
 

@@ -16,6 +16,22 @@ import train
 from expressions.model_file import read_metadata, read_weights
 
 
+def test_the_best_model_is_replaced_by_a_better_one_alone(tmp_path):
+    """Its folder may have a name that looks like a pattern, and half a file there of a run that was killed."""
+    folder = tmp_path / "{epoch} {a}"
+    folder.mkdir()
+    checkpoint = train.AtomicModelCheckpoint(folder / "best.partial.keras")
+    checkpoint.partial.write_text("half")
+    network = train.keras.Sequential([train.keras.Input((1,)), train.keras.layers.Dense(1)])
+    checkpoint.set_model(network)
+    saved = []
+    for epoch, (loss, accuracy) in enumerate([(1.0, 0.5), (1.0, 0.4), (float("nan"), 0.9), (1.0, 0.6)]):
+        network.set_weights([np.full((1, 1), epoch), np.zeros(1)])
+        checkpoint.on_epoch_end(epoch, {"loss": loss, "val_accuracy": accuracy})
+        saved.append(train.keras.models.load_model(checkpoint.path, compile=False).get_weights()[0].item())
+    assert saved == [0, 0, 0, 3] and list(folder.iterdir()) == [checkpoint.path]
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
     model = tmp_path / "model.h5"

@@ -8,12 +8,13 @@ from argparse import Namespace
 import numpy as np
 import pytest
 from conftest import WITHOUT_PRIVILEGES, wait_for, write_data
+from model_files import write_metadata
 from runs import begin, refused, run, words
 
 import train
 from expressions import UserError
 from expressions.classifier import Classifier
-from expressions.model_file import read_metadata, write_metadata
+from expressions.model_file import read_metadata
 from expressions.training.trainer import out_of_memory_as_user_error, run_directory
 
 
@@ -105,10 +106,10 @@ def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, 
     assert read_metadata(tmp_path / "model.h5") and (tmp_path / "model" / "state.npz").exists()
 
 
-# where it fills up: in the best model, in the state, in the model that ships
+# where it fills up: in the best model, in the state, in the model that ships, in the copy of the one of before
 @pytest.mark.faults
 @pytest.mark.slow
-@pytest.mark.parametrize("small_disk", [4, 15, 25], indirect=True)
+@pytest.mark.parametrize("small_disk", [4, 15, 22, 25], indirect=True)
 def test_a_full_disk_leaves_the_model_of_before(small_disk, data_folder, trained):
     model = small_disk / "model.h5"
     shutil.copy(trained, model)
@@ -146,7 +147,9 @@ def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
     if gone == "the report's folder":
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
     else:
-        (tmp_path / "model" / {"the history": "history.partial.csv", "the best model": "best.h5"}[gone]).unlink()
+        (
+            tmp_path / "model" / {"the history": "history.partial.csv", "the best model": "best.partial.keras"}[gone]
+        ).unlink()
     printed = process.communicate()[0]
     assert process.returncode in (0, 2) and "Traceback" not in printed, printed
     if process.returncode:
