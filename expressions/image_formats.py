@@ -10,6 +10,7 @@ from expressions import UserError
 
 # of the formats that are read; what else OpenCV would decode is refused by its content
 IMAGE_SUFFIXES = set(".avif .bmp .heic .heif .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of those that OpenCV can also write
 HEAD_BYTES = 64  # of a file, which tell its format
 FORMATS = {  # and the bytes with which their files begin
     "JPEG": rb"\xff\xd8\xff",

@@ -53,10 +53,12 @@ def to_gray(image: np.ndarray) -> np.ndarray:
     shape = getattr(image, "shape", ())
     channels = (*shape, 1)[2] if len(shape) in (2, 3) else 0
     if channels not in (1, 3, 4) or image.dtype != np.uint8 or not image.size:
-        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        if image is None:
+            found = "None, as cv2.imread returns for a file that it can't read"
         raise UserError(
-            "an image must be an array of uint8, 0 to 255, gray (height, width) or BGR (height, width, 3), "
-            f"such as cv2.imread returns; this is {found}"
+            "an image must be a NumPy array of uint8, 0 to 255, gray (height, width) or BGR (height, width, 3), "
+            f"and this is {found}"
         )
     if channels == 1:
         return image.reshape(image.shape[:2])

@@ -23,7 +23,7 @@ LAYERS = {
     "model_validation": ["expressions.model_validation"],
     "classifier": ["expressions.classifier"],
     "model_compiler": ["expressions.model_compiler"],  # what the limited process runs
-    "csv_rows": ["expressions.training.csv_rows"],
+    "csv_rows": ["expressions.training.csv_rows", "expressions.training.fer2013"],
     # they have the types that the modules of one wing pass to one another
     "types": ["expressions.inference.types", "expressions.training.readers"],
     "corruptions": ["expressions.training.corruptions"],
@@ -40,9 +40,9 @@ LAYERS = {
         "expressions.training.report",
         "expressions.training.synthetic",
         "expressions.training.targets",
+        "expressions.training.teachers",
         "expressions.inference",
         "expressions.inference.overlay",
-        "expressions.inference.sound",
         "expressions.inference.summary",
         "expressions.inference.tables",
         "expressions.inference.tracker",
@@ -52,6 +52,7 @@ LAYERS = {
     "live": ["expressions.inference.live"],
     "sources": ["expressions.inference.sources"],
     "recognizer": ["expressions.inference.recognizer"],
+    "sound": ["expressions.inference.sound"],
     "recorder": ["expressions.inference.recorder"],
     "jobs": ["expressions.inference.jobs"],
     "compositions": [  # of the leaves of one wing

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from expressions import UserError
 from expressions.cli import escape_unprintable
+from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference import overlay
 from expressions.inference.recorder import FORMATS, Recorder
 from expressions.inference.sources import Source
@@ -116,6 +117,8 @@ class Outputs:
                 raise UserError(f"--save {path.parent}: can't be made a folder ({error.strerror})") from None
             if not source.is_image and path.suffix.lower() not in FORMATS:  # can be read, but not written
                 path = path.with_name(f"{path.name}.mp4")
+            if source.is_image and path.suffix.lower() not in WRITTEN_SUFFIXES:
+                path = path.with_name(f"{path.name}.jpg")
             if os.path.realpath(path) in self.sources:
                 raise UserError(f"--save {path}: is one of the sources; choose another folder")
         return path

@@ -26,7 +26,7 @@ DARK, LIGHT = (0, 0, 0), (255, 255, 255)
 SIDES = range(8)  # of a face, the best first: over it from its left edge or to its right one, under it, right, left
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 MIN_LINE = 2  # pixels of colour, which are seen on small frames as well
-MAX_PLACED = 16  # faces whose plates look for a place; a crowd leaves none, and would make the frame late
+MAX_PLACED = 12  # faces whose plates look for a place; a crowd leaves none, and would make the frame late
 MAX_PLACES = 100  # of tracks, whose place is remembered; those that are gone don't come back
 
 
@@ -73,16 +73,26 @@ class Annotator:
         return image
 
     def place_plates(self, frame: np.ndarray, faces: Sequence[Face], taken: Sequence[Box] = ()) -> list[Box]:
-        """Choose where the plates of the faces in a frame go: first those that have a place, then the others."""
+        """Choose where the plates of the faces in a frame go.
+
+        First those that have a place, then those with the fewest sides to choose from, last those with none.
+        """
         if len(faces) > MAX_PLACED:
             return [_at(SIDES[0], face.box, self._plate_size(frame, face.track_id), frame) for face in faces]
         boxes, plates = [face.box for face in faces], {}
         if len(self.places) > MAX_PLACES:
             self.places = {face.track_id: self.places.get(face.track_id) for face in faces}
-        for face in sorted(faces, key=lambda face: self.places.get(face.track_id) is None):
-            size = self._plate_size(frame, face.track_id)
+        sizes = {face.track_id: self._plate_size(frame, face.track_id) for face in faces}
+
+        def count_free_sides(face):
+            if self.places.get(face.track_id) is not None:
+                return -1
+            around = (_at(side, face.box, sizes[face.track_id], frame) for side in SIDES)
+            return sum(not _covers(plate, [*boxes, *taken]) for plate in around) or len(SIDES) + 1
+
+        for face in sorted(faces, key=count_free_sides):
+            size, place = sizes[face.track_id], self.places.get(face.track_id)
             others = [*taken, *plates.values()]
-            place = self.places.get(face.track_id)
             plate = place is not None and _at(place, face.box, size, frame)
             if not plate or _covers(plate, boxes + others):
                 place, plate = _choose_place(place, face.box, size, frame, boxes, others)
@@ -171,7 +181,8 @@ def _choose_place(before, box, size, frame, boxes, others):
         distance.append(apart + 0.01 * abs(tried - first[axis]))
     count = len(boxes)
     on_faces, on_others = (covered[0][:, part] @ covered[1][:, part].T for part in (slice(count), slice(count, None)))
-    cost = on_faces + 1e6 * on_others + 1e-6 * np.hypot(*np.meshgrid(*distance, indexing="ij"))
+    away = size[1] * np.hypot(*np.meshgrid(*distance, indexing="ij"))  # a pixel of way costs what a covered column does
+    cost = 1e12 * (on_others > 0) + 1e9 * (on_faces > 0) + on_others + on_faces + away
     best = np.unravel_index(cost.argmin(), cost.shape)
     if before is not None and (on_faces + on_others)[best] and not _covers(_at(before, box, size, frame), others):
         return before, _at(before, box, size, frame)  # no better place is free

@@ -12,10 +12,10 @@ import numpy as np
 
 from expressions import UserError
 from expressions.files import lock_file
-from expressions.image_formats import IMAGE_SUFFIXES
+from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference.sound import Sound
 from expressions.inference.sources import Source
-from expressions.inference.video import DEFAULT_FPS, LOST_TIMEOUT
+from expressions.inference.video import LOST_TIMEOUT
 
 MAX_AVI_GAP = 60_000  # frames; FFmpeg writes an empty one, of 24 bytes, for each that an .avi lacks
 
@@ -36,7 +36,7 @@ FORMATS = {
     ".mp4": Format(
         codec="libx264",
         pixels="yuv420p",
-        # as fast as MPEG-4; other presets take twice as long. Without zerolatency it would hold 40 frames back
+        # as fast as MPEG-4 was; the next preset takes up to twice as long. No frame waits in the encoder
         codec_options={"preset": "ultrafast", "tune": "zerolatency"},
         # parts of a second, given in microseconds; at the end they are joined to an ordinary .mp4
         muxer_options={"movflags": "hybrid_fragmented", "frag_duration": "1000000"},
@@ -86,9 +86,7 @@ class Recorder:
     def __init__(self, path: Path, source: Source, overwrite: bool = False) -> None:
         self.path, self.source, self.overwrite = Path(path), source, overwrite
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        self.container, self.frame_count, self.left_out = None, 0, 0
-        self.fps = Fraction(source.fps or DEFAULT_FPS).limit_denominator(1001)
-        suffixes = IMAGE_SUFFIXES if source.is_image else FORMATS
+        suffixes = WRITTEN_SUFFIXES if source.is_image else FORMATS
         if self.path.suffix.lower() not in suffixes:
             kind = "an image" if source.is_image else "a video"
             self._fail(f"{kind} is written as {', '.join(sorted(suffixes))}; choose such an ending")
@@ -220,10 +218,12 @@ class Recorder:
 
     @property
     def lacking(self) -> str:
-        """What the video lacks of its source, as the end of a sentence; empty if nothing."""
+        """What the file lacks of its source, as the end of a sentence; empty if nothing."""
         lacking = ""
         if self.left_out:
             lacking += f", without {self.left_out} frames, which came too fast for an .avi; .mp4 has them"
+        if self.container and self.sound.broken:
+            lacking += f", without {self.sound.broken} broken packets of sound"
         if self.container and self.sound.error:
             lacking += f", without sound from {self.sound.seconds:.1f} s on ({self.sound.error})"
         return lacking

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 
 import av
 
+from expressions.inference.video import CONTAINERS
+
 RATE, BIT_RATE = 48_000, 128_000  # samples and bits a second, of sound that is encoded anew
-# those that hold their own data; others could name another file
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpeg,mpegts,ogg,asf,mxf,dv"
 
 
 class Sound:
@@ -24,13 +25,14 @@ class Sound:
 
     Attributes:
         seconds: How much was written.
+        broken: How many packets could not be decoded.
         error: Why there is no sound, or no more of it; None if all is well, or if the video has none.
     """
 
     def __init__(
         self, path: str | None, output: av.container.OutputContainer, copied: set[str], encoder: str, start: float
     ):
-        self.output, self.error, self.seconds = output, None, 0.0
+        self.output, self.seconds, self.broken, self.error = output, 0.0, 0, None
         self.packet, self.packets, self.files = None, iter(()), ExitStack()
         if path:
             try:
@@ -40,7 +42,7 @@ class Sound:
 
     def _open(self, path, copied, encoder, start):
         file = self.files.enter_context(open(path, "rb", buffering=0))  # so that FFmpeg needs to open no file at all
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": ""}
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
         container = self.files.enter_context(av.open(file, container_options=options, metadata_errors="replace"))
         sound, frames = (container.streams.best(kind) for kind in ("audio", "video"))
         if not sound:
@@ -54,7 +56,23 @@ class Sound:
         else:
             layout = "mono" if sound.channels == 1 else "stereo"
             stream = self.output.add_stream(encoder, RATE, layout=layout, bit_rate=BIT_RATE)
-            self.packets = _encode(container.decode(sound), stream, origin)
+            self.packets = self._encode(container.demux(sound), stream, origin)
+
+    def _encode(self, packets, stream, origin) -> Iterator[av.Packet]:
+        """Encode what is heard from `origin` on, so that it begins at 0."""
+        for frame in chain.from_iterable(map(self._decode, packets)):
+            if frame.pts is not None and frame.time >= origin:
+                frame.pts -= round(origin / frame.time_base)
+                # the encoder begins with a packet of silence before 0, for which FFmpeg would move the frames
+                yield from (packet for packet in stream.encode(frame) if packet.pts >= 0)
+        yield from stream.encode(None)
+
+    def _decode(self, packet):
+        try:
+            return packet.decode()
+        except av.FFmpegError:  # skipped, as a broken frame is
+            self.broken += 1
+            return []
 
     def write_until(self, seconds: float) -> None:
         """Write what is heard before a time of the output. Raises av.FFmpegError if it can't be written."""
@@ -84,13 +102,3 @@ def _copy(packets, stream, origin) -> Iterator[av.Packet]:
             packet.pts = max(latest, (packet.pts or 0) - shift)
             packet.stream = stream
             yield packet
-
-
-def _encode(frames, stream, origin) -> Iterator[av.Packet]:
-    """Encode the frames from `origin` on, so that they begin at 0."""
-    for frame in frames:
-        if frame.pts is not None and frame.time >= origin:
-            frame.pts -= round(origin / frame.time_base)
-            # the encoder begins with a packet of silence before 0, for which FFmpeg would move the frames
-            yield from (packet for packet in stream.encode(frame) if packet.pts >= 0)
-    yield from stream.encode(None)

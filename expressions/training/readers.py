@@ -18,7 +18,7 @@ from expressions import EMOTIONS, IMAGE_SIZE, UserError
 from expressions.cli import escape_unprintable
 from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.images import preprocess_face, read_image
-from expressions.training import csv_rows
+from expressions.training import csv_rows, fer2013
 
 SPLITS = {  # and the names of their folders
     "train": ("train", "training"),
@@ -165,7 +165,10 @@ def _is_image(path):
 
 
 def read_folders(root: Path, votes: pd.DataFrame | None, tree: Tree) -> Dataset:
-    """Read a folder of class folders, with or without split folders above them; join votes by the names of files."""
+    """Read a folder of class folders, with or without split folders above them.
+
+    Votes are joined by the names of files or, where no name in a split is FER+'s, by the content of images.
+    """
     folders = {split: _find_split_folder(tree, root, split) for split in SPLITS}
     noted = {kind: [] for kind in NOTES}
     if any(folders.values()):
@@ -209,10 +212,10 @@ def _read_split(classes, labels, votes, noted):
             try:
                 image = read_image(file)
             except OSError:  # no permission, gone since it was listed, a bad disk
-                noted["unreadable"].append(file)
+                noted["unreadable"].append(str(file))
                 continue
             except UserError as error:  # it tells the path and the reason
-                noted["unreadable"].append(error)
+                noted["unreadable"].append(str(error))
                 continue
             rows.append((preprocess_face(image), index, file.name))
             short, long = sorted(image.shape[:2])
@@ -222,7 +225,9 @@ def _read_split(classes, labels, votes, noted):
         return None
     images, indices, names = zip(*rows, strict=True)
     if votes is not None:
-        votes = votes[~votes.index.duplicated()][VOTES].reindex(names, fill_value=0).to_numpy()
+        votes = votes[~votes.index.duplicated()][VOTES]
+        by_name = votes.reindex(names, fill_value=0).to_numpy()
+        votes = by_name if votes.index.isin(names).any() else fer2013.join_votes(np.stack(images), votes)
     return Split(np.stack(images), np.array(indices), votes)
 
 

@@ -62,7 +62,11 @@ def test_frames_without_a_face(detect, tmp_path, kind, suffix):
     status, _, error = detect("--source", source, "--save", saved, "--csv", tmp_path / "seen.csv", "--bars")
     assert status == 0 and error == "" and read_rows(tmp_path / "seen.csv") == []
     with Source(saved) as source:
-        assert [frame.image.shape for frame in source] == [image.shape] * (1 if suffix == ".png" else 2)
+        shapes = [frame.image.shape for frame in source]
+    if suffix == ".png":
+        assert shapes == [image.shape]
+    else:  # a video has no odd sizes
+        assert shapes == [tuple(length + length % 2 for length in image.shape[:2]) + (3,)] * 2
 
 
 @pytest.mark.faults

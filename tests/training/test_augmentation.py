@@ -105,7 +105,8 @@ def test_every_parameter_is_drawn_within_its_bounds_on_both_sides():
         rotation_range=10, width_shift_range=0.1, height_shift_range=0.2, zoom_range=0.3, horizontal_flip=True
     )
     drawn = generator.get_random_transform((2000 * GROUP, 50, 100, 1), 0)
-    bounds = {"theta": (-10, 10), "tx": (-10, 10), "ty": (-10, 10), "zx": (0.7, 1.3), "zy": (0.7, 1.3)}
+    drawn["zoom"], drawn["stretch"] = np.sqrt(drawn["zx"] * drawn["zy"]), (drawn["zx"] / drawn["zy"]) ** 2
+    bounds = {"theta": (-10, 10), "tx": (-10, 10), "ty": (-10, 10), "zoom": (0.7, 1.3), "stretch": (0.7, 1.3)}
     for name, (low, high) in bounds.items():
         values = drawn[name]
         assert values.shape == (2000,)

@@ -26,6 +26,8 @@ def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "on validation, n = 21" in output and "None of these images also stand in train." in output
     assert re.search(rf"top-1 +{figures['top1']:.1%}", output) and "true, predicted:" in output
+    corrupted = read_metadata(trained)["metrics"]["as a camera sees it"]
+    assert len(corrupted) == 8 and re.search(rf"\nmean +{corrupted['mean']:.1%}", output)
 
     foreign = shutil.copy(trained, tmp_path / "foreign.h5")
     with h5py.File(foreign, "r+") as file:

@@ -57,7 +57,9 @@ def test_the_learning_rate_climbs_and_falls_and_keeps_what_is_taken_off_it():
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
     targets = train.trainer.images_and_targets(data, "validation", [trained, trained])[1]
-    taught = Classifier.load(trained).predict_proba(data.splits["validation"].images, flip_tta=True)
+    taught = train.teachers.soft_labels([trained], data.splits["validation"].images, data.labels)
+    by_classifier = Classifier.load(trained).predict_proba(data.splits["validation"].images, flip_tta=True)
+    assert np.abs(taught - by_classifier).max() < 0.2  # which sees no zoomed views
     share = train.trainer.TEACHER_SHARE
     expected = (1 - share) * np.eye(7)[data.splits["validation"].labels] + share * taught
     np.testing.assert_allclose(targets, expected, atol=1e-5)
@@ -74,6 +76,18 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
     ]
     assert train.main([*arguments, "--teacher", str(trained)]) == 0
     assert "Its teachers: small.h5." in (tmp_path / "pupil" / "README.md").read_text()
+
+    # what it says is written, and learned from
+    data_options = ["--data", str(data_folder), "--teacher", str(trained), "--soft-labels", str(tmp_path / "soft.npz")]
+    assert train.main(data_options) == 0
+    assert train.main([*arguments, "--fold", "2/3", "--teacher", str(tmp_path / "soft.npz")]) == 0
+    output = capsys.readouterr().out
+    assert "left out part 2/3" in output and "Soft labels for 56 of 56" in output
+    assert read_metadata(tmp_path / "pupil.h5")["fold"] == "2/3"
+    assert "left out: 2/3." in (tmp_path / "pupil" / "README.md").read_text()
+    part = train.teachers.fold_mask(data.splits["train"].images, "2/3").sum()
+    targets = train.trainer.images_and_targets(data, "train", [tmp_path / "pupil.h5"])[1]
+    assert f"Soft labels for {part} of 56" in capsys.readouterr().out and (targets.max(axis=1) < 1).sum() == part
     write_metadata(shutil.copy(trained, tmp_path / "other.h5"), {"labels": list("abcdefg"), "scaling": "unit"})
     assert train.main([*arguments, "--teacher", str(tmp_path / "other.h5")]) == 2
     assert "knows a, b, c, d, e, f, g, not angry" in capsys.readouterr().err
