@@ -154,10 +154,10 @@ def _find_tables(tree, folder, *columns):
     return [file for file in tree.entries(folder) if file.suffix == ".csv" and csv_rows.has_columns(file, *columns)]
 
 
-def note(kind: str, files: Iterable[Path | UserError]) -> str:
-    """Return the sentence of this kind in NOTES, which counts the files, and names some of them or what they lack."""
-    names = sorted(map(str, files))
-    return f"{NOTES[kind].format(len(names))}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+def note(kind: str, paths: Iterable[Path | str]) -> str:
+    """Return the sentence of this kind in NOTES, which counts and names the files at `paths`."""
+    paths = sorted(paths)
+    return f"{NOTES[kind].format(len(paths))}: {', '.join(map(str, paths[:3]))}{', ...' * (len(paths) > 3)}"
 
 
 def _is_image(path):
