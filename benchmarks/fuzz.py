@@ -30,7 +30,7 @@ os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**20)  # larger ones take longer
 import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
-    from expressions import EMOTIONS, UserError, image_decoder, image_formats, model_compiler
+    from expressions import EMOTIONS, UserError, image_decoder, image_formats, model_validation
     from expressions.training import dataset, readers
 
 import cv2
@@ -53,14 +53,14 @@ def csv(data):
 def facts(data):
     said, _, config = data.decode(errors="surrogateescape").partition("\n")
     with contextlib.suppress(UserError):
-        model_compiler.parse_metadata(said, config, {})
+        model_validation.parse_metadata(said, config, {})
 
 
 def h5(data):
     path = FOLDER / "model.h5"
     path.write_bytes(data)
     with contextlib.suppress(UserError):
-        model_compiler.validate_model_file(path)
+        model_validation.validate_model_file(path)
 
 
 def picture(data):

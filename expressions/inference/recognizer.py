@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from expressions import UserError
+from expressions import UNCERTAIN, UserError
 from expressions.classifier import Classifier
 from expressions.images import crop, to_gray
 from expressions.inference.detector import HaarDetector
@@ -36,6 +36,10 @@ class ExpressionRecognizer:
         if votes and not self.classifier.has_votes:
             raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
         self.labels = self.classifier.labels
+        if UNCERTAIN in self.labels:
+            raise UserError(
+                f"{model}: has a class called {UNCERTAIN}, which means that none is likely; train with another name"
+            )
         self.lock = threading.Lock()  # the detector and the network serve one thread at a time
         self.reset()
 
