@@ -22,7 +22,7 @@ from expressions import UserError, cli
 from expressions.inference import batch, overlay
 from expressions.inference.names import expand_sources, is_camera, parse_size
 from expressions.inference.outputs import Outputs
-from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer, Labeller  # noqa: F401
+from expressions.inference.recognizer import MODEL, ExpressionRecognizer, Labeller  # noqa: F401
 from expressions.inference.sources import Source
 from expressions.inference.tracker import SEGMENT_SECONDS
 from expressions.inference.viewer import Viewer
@@ -57,8 +57,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--source", default="0", help="camera, video, image, folder, pattern or address (default: 0, the first camera)")
     add("--size", type=parse_size, metavar="WIDTHxHEIGHT", help="frame size to request from a camera, such as 1280x720")
     add("--model", type=Path, default=MODEL, help="a model from train.py (default: models/emotion_model.h5)")
-    add("--cascade", type=Path, default=CASCADE, help="a face detector's file")
-    add("--votes", action="store_true", help="predict how ten people would vote, if the model has learned from votes")
+    add("--detector", default="haar", help="of faces: haar, yunet (finds more), or a file, .xml or .onnx")
     add("--bars", action="store_true", help="draw the probability of each expression beside each face")
     add("--no-window", action="store_true", help="don't open a window")
     add = parser.add_argument_group("results").add_argument
@@ -95,8 +94,8 @@ def detect(options: argparse.Namespace) -> int:
         raise UserError("--size: goes with a camera; videos and images have their own")
     # outputs: checked before any work is done
     outputs = Outputs(options, names)
-    # model: the trained network (.h5), and the Haar cascade that finds the faces
-    recognizer = ExpressionRecognizer(model=options.model, cascade=options.cascade, votes=options.votes)
+    # model: the trained network (.h5), and the Haar cascade, or another detector, that finds the faces
+    recognizer = ExpressionRecognizer(model=options.model, detector=options.detector)
     viewer = Viewer(recognizer.labels, options.bars) if outputs.windowed else None
     several, failures = outputs.folder is not None, 0
     with outputs.open(recognizer.labels), viewer.window if viewer else nullcontext():

@@ -1,15 +1,14 @@
 """From a frame to the faces in it and their expressions."""
 
+import os
 import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from expressions import UserError
 from expressions.classifier import Classifier
-from expressions.images import crop
-from expressions.inference.detector import HaarDetector
+from expressions.inference.detector import load_detector
 from expressions.inference.tracker import (
     SEGMENT_OVERLAP,
     SEGMENT_SECONDS,
@@ -20,21 +19,26 @@ from expressions.inference.tracker import (
 from expressions.inference.types import Face
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
-MODEL, CASCADE = ROOT / "models" / "emotion_model.h5", ROOT / "haarcascade_frontalface_default.xml"
+MODEL = ROOT / "models" / "emotion_model.h5"
 
 
 class ExpressionRecognizer:
-    """Finds the faces in images and videos and labels their expressions, with a model of train.py and a Haar cascade.
+    """Finds the faces in images and videos and labels their expressions, with a model of train.py and a face detector.
 
-    With `votes` it predicts how ten people would vote, if the model has learned from votes. `threads` of the network:
-    None for as many as are fastest when nothing else runs. Raises UserError where a file is missing, damaged or unfit.
+    `detector` is a name or a file for `load_detector`. `votes` is the weight of the votes in the probabilities, for
+    `Classifier.predict_proba`; by default half, if the model has learned from votes. `threads` of the network: None for
+    as many as are fastest when nothing else runs. Raises UserError where a file is missing, damaged or unfit.
     """
 
-    def __init__(self, model: Path = MODEL, cascade: Path = CASCADE, votes: bool = False, threads: int | None = None):
-        self.detector, self.votes = HaarDetector(cascade), votes
-        self.classifier = Classifier.load(model, threads=threads)
-        if votes and not self.classifier.has_votes:
-            raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
+    def __init__(
+        self,
+        model: Path = MODEL,
+        detector: str | os.PathLike = "haar",
+        votes: float | None = None,
+        threads: int | None = None,
+    ):
+        self.detector, self.classifier = load_detector(detector), Classifier.load(model, threads=threads)
+        self.votes = self.classifier.shown_votes if votes is None else votes
         self.labels = self.classifier.labels
         self.lock = threading.Lock()  # the detector and the network serve one thread at a time
         self.reset()
@@ -69,11 +73,11 @@ class ExpressionRecognizer:
 
     def recognize_tracks(self, tracker: Tracker, gray: np.ndarray, seconds: float | None) -> list[Face]:
         """Return the faces that one tracker sees in a frame, gray uint8 (height, width), with its own track_ids."""
-        tracks = tracker.update(gray, seconds or 0.0)
+        tracks = tracker.update(gray, seconds)
         selected = select_for_classification(tracks)
         crops = []
         for track in selected:
-            face = crop(gray, track.box)
+            face = track.crop(gray)
             # of an image, both mirror images are classified; of a video, they take turns, and smoothing unites them
             crops.append(cv2.flip(face, 1) if track.times_classified % 2 else face)
         probabilities = self.classifier.predict_proba(crops, flip_tta=seconds is None, votes=self.votes)
