@@ -36,6 +36,7 @@ LAYERS = {
         "expressions.training.synthetic",
         "expressions.training.targets",
         "expressions.inference",
+        "expressions.inference.neutral",
         "expressions.inference.overlay",
         "expressions.inference.summary",
         "expressions.inference.tables",

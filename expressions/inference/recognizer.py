@@ -9,6 +9,7 @@ import numpy as np
 
 from expressions.classifier import Classifier
 from expressions.inference.detector import load_detector
+from expressions.inference.neutral import NeutralFace
 from expressions.inference.tracker import (
     SEGMENT_OVERLAP,
     SEGMENT_SECONDS,
@@ -20,6 +21,7 @@ from expressions.inference.types import Face
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
 MODEL = ROOT / "models" / "emotion_model.h5"
+NEUTRAL = "neutral"  # the label that a face at rest should have
 
 
 class ExpressionRecognizer:
@@ -47,6 +49,27 @@ class ExpressionRecognizer:
         """Forget all faces: another source begins. Its first segment ends at a time, infinite for a camera."""
         self.tracker, self.next_tracker, self.segment_end = Tracker(self.detector), None, segment_end
         self.stitcher = TrackStitcher()
+        self.neutral, self.tracks, self.seconds = None, [], 0.0  # the person's with a neutral face; of the last frame
+
+    def toggle_neutral(self) -> None:
+        """Learn the neutral face of the largest face's person from the next second of a video, or forget it.
+
+        From then on this person's expression is read relative to it, as long as the face is followed. It needs a model
+        that has the label neutral.
+        """
+        with self.lock:
+            if self.neutral_status:
+                self.neutral.neutral = self.neutral = None
+            elif self.tracks and NEUTRAL in self.labels:
+                self.neutral = max(self.tracks, key=lambda track: track.box.width)
+                self.neutral.neutral = NeutralFace(self.labels.index(NEUTRAL), self.seconds)
+
+    @property
+    def neutral_status(self) -> str:
+        """What to say of the neutral face: that it is being learned or used; empty without one."""
+        if self.neutral not in self.tracker.tracks:
+            return ""
+        return "neutral face: hold still" if self.neutral.neutral.log_odds is None else "neutral face: on"
 
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
         """Find the faces in a frame, BGR uint8 (height, width, 3), and label their expressions.
@@ -83,6 +106,8 @@ class ExpressionRecognizer:
         probabilities = self.classifier.predict_proba(crops, flip_tta=seconds is None, votes=self.votes)
         for track, row in zip(selected, probabilities, strict=True):
             track.update_expression(row, seconds or 0.0)
+        if tracker is self.tracker:
+            self.tracks, self.seconds = tracks, seconds or 0.0
         return [track.to_face(self.labels) for track in tracks]
 
 

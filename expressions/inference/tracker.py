@@ -55,6 +55,7 @@ class Track:
         self.last_seen = self.last_detected = seconds  # the second one by the cascade
         self.template = _crop_template(gray, face)
         self.probabilities = self.label = self.classified_at = None
+        self.neutral = None  # this person's NeutralFace
         self.times_classified = 0
 
     def predict(self, seconds: float) -> Detection:
@@ -117,6 +118,8 @@ class Track:
 
     def update_expression(self, probabilities: np.ndarray, seconds: float) -> None:
         """Smooth probabilities, float32 (classes,), over time and choose the label."""
+        if self.neutral:
+            probabilities = self.neutral.correct(probabilities, seconds)
         if self.probabilities is None:
             self.probabilities, self.classified_at = probabilities, seconds
         gain = 1 - math.exp((self.classified_at - seconds) / MEMORY_SECONDS)

@@ -110,8 +110,9 @@ class Evaluation(NamedTuple):
 def evaluate(classifier: Classifier, split: Split, labels: Sequence[str]) -> dict[str, Evaluation]:
     """Evaluate a Classifier on images of the classes `labels`; it may know more of them, in another order.
 
-    Returns "single view", "with mirrored view" (the mean over each image and its mirror image), and "votes" (by the
-    votes that the classifier predicts) if classifier and split have votes.
+    Returns "single view", "with mirrored view" (the mean over each image and its mirror image), "votes" (by the votes
+    that the classifier predicts) if classifier and split have votes, and "shown" (as the webcam program labels images)
+    if the classifier has votes.
     """
     unknown = [label for label in labels if label not in classifier.labels]
     if unknown:
@@ -125,7 +126,9 @@ def evaluate(classifier: Classifier, split: Split, labels: Sequence[str]) -> dic
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
         if classifier.has_votes:
-            views["votes"] = {"votes": True}
+            views["votes"] = {"votes": 1}
+    if classifier.has_votes:
+        views["shown"] = {"votes": classifier.shown_votes, "flip_tta": True}
     y_true = columns[split.labels]
     return {
         name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **options), votes)
