@@ -4,6 +4,7 @@
     python benchmarks/fuzz.py csv --minutes 10       fer2013.csv and FER+ votes
     python benchmarks/fuzz.py facts --minutes 10     what a model file says of itself, and of its network
     python benchmarks/fuzz.py h5 --minutes 10        whole model files, as far as Keras isn't asked
+    python benchmarks/fuzz.py picture --minutes 10   images; of those that another process decodes the headers
 
 Each input must be read, or refused with a UserError, within three seconds and two gigabytes. Atheris (libFuzzer) is
 guided by the lines of this project that an input reaches. What isn't taken lies in the working directory as crash-,
@@ -24,12 +25,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**20)  # larger ones take longer than an input may
+
 import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
-    from expressions import EMOTIONS, UserError, model_compiler
+    from expressions import EMOTIONS, UserError, image_decoder, image_formats, model_validation
     from expressions.training import dataset, readers
 
+import cv2
 import h5py
 import numpy as np
 
@@ -49,18 +53,33 @@ def csv(data):
 def facts(data):
     said, _, config = data.decode(errors="surrogateescape").partition("\n")
     with contextlib.suppress(UserError):
-        model_compiler.parse_metadata(said, config, {})
+        model_validation.parse_metadata(said, config, {})
 
 
 def h5(data):
     path = FOLDER / "model.h5"
     path.write_bytes(data)
     with contextlib.suppress(UserError):
-        model_compiler.validate_model_file(path)
+        model_validation.validate_model_file(path)
+
+
+def picture(data):
+    with contextlib.suppress(UserError):
+        info = image_formats.inspect_image(data)
+        assert len(info.data) <= len(data)
+        if info.format not in image_formats.LIMITED:
+            image = image_decoder.decode(info)
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
 def seeds(kind):
     """Inputs to begin with, bytes: good ones."""
+    if kind == "picture":
+        image = np.zeros((64, 64, 3), np.uint8)
+        files = [(suffix, np.dstack([image, image[:, :, 0]])) for suffix in ".png .webp .bmp .tiff .jp2 .avif".split()]
+        files += [(".png", image), (".jpg", image), (".ppm", image)]
+        progressive = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+        return [progressive, *(cv2.imencode(*file)[1].tobytes() for file in files)]
     if kind == "csv":
         votes = ",".join([*readers.FERPLUS_COLUMNS, *readers.FERPLUS_OTHERS])
         return [
@@ -91,13 +110,13 @@ def fuzz(kind, seconds, seed):
         (corpus / str(number)).write_bytes(content)
     words = [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=3"]
     words += ["-rss_limit_mb=2048", f"-max_len={2 * max(map(len, good))}", "-print_final_stats=1"]
-    atheris.Setup(words, {"csv": csv, "facts": facts, "h5": h5}[kind])
+    atheris.Setup(words, {"csv": csv, "facts": facts, "h5": h5, "picture": picture}[kind])
     atheris.Fuzz()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["csv", "facts", "h5"], help="what to make up")
+    parser.add_argument("kind", choices=["csv", "facts", "h5", "picture"], help="what to make up")
     parser.add_argument("--minutes", type=float, default=10, help="for how long (default: 10)")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # of one of the processes that this one starts
     options = parser.parse_args()

@@ -11,14 +11,13 @@
 4. The matched network: starts as the best student and learns what the mean of all students says of the very same
    warped images (function matching, arXiv:2106.05237).
 
-train.py makes its batches on the processor, 10,000 to 30,000 images a second, which leaves a GPU idle. Here the images
+train.py makes its batches on the processor, which leaves a GPU idle. Here the images
 lie on the GPU, and warps, noise, and a whole epoch of steps are one compiled function: 0.2 s an epoch on an H100. The
 network is train.py's `large`, with the same layers, loss and optimizer; `export` makes it a model file.
 """
 
 import argparse
 import functools
-import hashlib
 import math
 import shutil
 import sys
@@ -39,16 +38,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from expressions.files import suppress_output
-from expressions.training import dataset
+from expressions.training import dataset, fer2013, teachers
+from expressions.training.corruptions import corrupt
 
 FILTERS, POOLED = (32, 64, 64, 128, 128, 256, 256, 384, 384), (1, 0, 1, 0, 1, 0, 1, 0, 0)  # train.py's large network
 BATCH_SIZE, MOMENTUM, WEIGHT_DECAY, WARMUP = 256, 0.9, 5e-3, 0.05  # warm-up as a share of the epochs
 FOLDS, ROUNDS, TEACHER_WIDTH, TEACHER_EPOCHS = 4, 2, 1.5, 70
-VIEWS = (1.0, 1.06, 0.95)  # zooms, each also mirrored, that a teacher sees of an unseen image
 AVERAGE_EPOCHS = 3.0  # half-life of the moving average of the weights, in epochs
 # strength of the augmentation: degrees; shares of the side; chances of an image to be erased in part or changed in
 # light and sharpness, and of a batch to be mixed
-STRONG = {"rotation": 15, "shift": 0.1, "zoom": 0.15, "aspect": 0.05, "erased": 0.5, "photometric": 0.7, "mixup": 0}
+STRONG = {"rotation": 15, "shift": 0.1, "zoom": 0.2, "aspect": 0.05, "erased": 0.5, "photometric": 0.7, "mixup": 0}
 # the last quarter of a run is milder, for the images that are measured are not warped
 MILD = {"rotation": 10, "shift": 0.07, "zoom": 0.12, "aspect": 0.03, "erased": 0.2, "photometric": 0.6, "mixup": 0}
 TEACHER = {"photometric": 0.35}  # in both; its images are not changed when it labels them
@@ -366,51 +365,15 @@ def cross_fitted_labels(split, classes, digests):
             strong=TEACHER,
             mild=TEACHER,
         )
-        views = [zoomed(split.images[unseen], zoom) for zoom in VIEWS]
+        views = [
+            np.stack([teachers.zoom_image(image, zoom) for image in split.images[unseen]]) for zoom in teachers.VIEWS
+        ]
         views += [view[:, :, ::-1] for view in views]
         said = np.mean([softmaxes(predict(network, view), classes) for view in views], axis=0)
         soft[unseen] += said / ROUNDS
         right = (said[:, :classes].argmax(1) == split.labels[unseen]).mean()
         print(f"teacher {number}: right on {right:.1%} of the images of its fold", flush=True)
     return soft
-
-
-def zoomed(images, zoom):
-    shift = (1 - zoom) * (IMAGE_SIZE - 1) / 2
-    matrix, flags = np.float32([[zoom, 0, shift], [0, zoom, shift]]), cv2.INTER_LINEAR
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    return np.stack([cv2.warpAffine(i, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE) for i in images])
-
-
-def corrupt(images):
-    """The validation images as a poor camera might give them: uint8 (n, 48, 48), by what was done to them."""
-    noise = np.random.default_rng(0).normal(0, 10, images.shape)
-    size, border, centre = (IMAGE_SIZE, IMAGE_SIZE), cv2.BORDER_REPLICATE, ((IMAGE_SIZE - 1) / 2,) * 2
-    turns = [cv2.getRotationMatrix2D(centre, angle, 1) for angle in (-20, 20)]
-
-    def each(change):
-        return np.stack([change(image) for image in images])
-
-    def levels(values):
-        return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-    def shrunk(image):
-        small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-        return cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
-
-    def as_jpeg(image):
-        return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_GRAYSCALE)
-
-    turned = [cv2.warpAffine(image, turns[row % 2], size, borderMode=border) for row, image in enumerate(images)]
-    return {
-        "noise of 10 gray levels": levels(images + noise),
-        "blur of one pixel": each(lambda image: cv2.GaussianBlur(image, (0, 0), 1)),
-        "shrunk to 32 pixels": each(shrunk),
-        "turned by 20 degrees": np.stack(turned),
-        "JPEG of quality 40": each(as_jpeg),
-        "gamma 2": levels(255 * (images / 255) ** 2),
-        "half contrast": levels(127.5 + (images - 127.5) / 2),
-    }
 
 
 class Validation:
@@ -450,10 +413,7 @@ def run_training(options):
     if (results / "soft_labels.npz").exists():
         soft = np.load(results / "soft_labels.npz")["probabilities"].astype(np.float32)
     else:
-        digests = np.array(
-            [int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "little") for image in split.images],
-            np.uint64,
-        )
+        digests = fer2013.original_digests(split.images)
         soft = cross_fitted_labels(split, classes, digests)
         np.savez_compressed(results / "soft_labels.npz", digests=digests, probabilities=soft.astype(np.float16))
 
@@ -481,17 +441,18 @@ def run_export(options):
     network = large_network(weights[-1].size, None)
     network.set_weights(weights)
     directory.mkdir(parents=True, exist_ok=True)
-    network.save(directory / "best.h5")
+    best = directory / "best.partial.keras"
+    network.save(best)
     history = pd.read_csv(options.weights.with_suffix(".csv"))
     unknown = dict.fromkeys(("accuracy", "loss", "val_loss", "seconds"), np.nan)
     columns = {"epoch": history["epoch"] - 1, "val_accuracy": history["single"], **unknown}
     pd.DataFrame(columns).to_csv(directory / "history.partial.csv", index=False)
     described = argparse.Namespace(
         model=options.model, network="large", seed=MATCHED["seed"], batch_size=BATCH_SIZE, precision="mixed_bfloat16",
-        start=None, teacher=[Path(name) for name in STUDENTS],
+        start=None, fold=None, teacher=[Path(name) for name in STUDENTS],
     )  # fmt: skip
-    export(directory / "best.h5", large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
-    (directory / "best.h5").unlink()
+    export(best, large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
+    best.unlink()
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = history.set_index("epoch")[["single", "mirrored", "corrupted"]].plot(ax=figure.add_subplot(), marker="o")
     axes.set(ylabel="validation accuracy", title="Moving average of the weights")

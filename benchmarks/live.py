@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from faces import RATE, face_images, face_video
 
 from expressions import UserError
-from expressions.inference import overlay
+from expressions.inference.overlay import Annotator
 from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.inference.sources import Source
 
@@ -89,6 +89,7 @@ def watch(path, recognizer, ours, seen, theirs):
     """Add the milliseconds of each frame to `ours`, the number of its faces to `seen`, and fer's to `theirs`."""
     rival = load_rival()
     recognizer.reset()
+    annotator = Annotator(recognizer.labels)
     with Source(path) as source:
         frames, number = iter(source), 0
         while True:
@@ -97,7 +98,7 @@ def watch(path, recognizer, ours, seen, theirs):
             if frame is None:
                 return
             faces = recognizer.recognize(frame.image, frame.seconds)
-            overlay.draw(frame.image, faces)
+            annotator.draw(frame.image, faces)
             ours.append(1000 * (time.perf_counter() - began))
             seen.append(len(faces))
             if rival and number % RIVAL_EVERY == 0:
@@ -142,11 +143,11 @@ def watch_long(path, recognizer, frames):
     with Source(path) as source:
         images = [frame.image for frame in source]
     recognizer.reset()
-    milliseconds, memory = [], []
+    annotator, milliseconds, memory = Annotator(recognizer.labels), [], []
     for number in range(frames):
         began = time.perf_counter()
         image = images[number % len(images)]
-        overlay.draw(image, recognizer.recognize(image, number / RATE))
+        annotator.draw(image, recognizer.recognize(image, number / RATE))
         milliseconds.append(1000 * (time.perf_counter() - began))
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kilobytes on Linux
     for name, part in (("first", slice(1000)), ("last", slice(-1000, None))):

@@ -29,7 +29,8 @@ def main():
 
     from expressions import UserError
     from expressions.classifier import Classifier
-    from expressions.model_compiler import complete_network, read_votes_layer
+    from expressions.model_compiler import complete_network
+    from expressions.model_validation import read_votes_layer
     from expressions.training import synthetic
 
     try:

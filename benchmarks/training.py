@@ -2,7 +2,8 @@
 
     python benchmarks/training.py
 
-Warps: ImageDataGenerator with OpenCV's warp against SciPy's, when SciPy is installed (pip install 'scipy<2').
+Warps: images made by train.py's ImageDataGenerator, without and with changes of light and sharpness, against Keras's
+own with SciPy's warp, when SciPy is installed (pip install 'scipy<2').
 Networks: training steps of the default network against the classic one, each in the precision that train.py chooses for
 this machine and in single precision, in turn, so that all meet the same machine.
 Peak: a large single-precision matrix product with the same backend; the share of it that training reaches, which passes
@@ -35,15 +36,24 @@ def main():
     data = dataset.Dataset("drawn", EMOTIONS, {"train": drawn, "validation": drawn})
     recipe, options = train.FROM_SCRATCH, argparse.Namespace(batch_size=BATCH, seed=0, teacher=[])
     batches, _ = train.make_batches(data, recipe, options)
-    flows = {"OpenCV": lambda: [batches[index] for index in range(STEPS)]}
+    warped, _ = train.make_batches(data, recipe._replace(photometric=0), options)
+    flows = {
+        "OpenCV": lambda: [warped[index] for index in range(STEPS)],
+        "OpenCV, with photometric changes": lambda: [batches[index] for index in range(STEPS)],
+    }
     try:
         import scipy
 
         random = np.random.default_rng(0)
+
+        def erase(image):
+            random_erasing(image[None], recipe.erasing, random)
+            return image
+
         generator = ImageDataGenerator(
             rescale=RESCALE, rotation_range=recipe.rotation, zoom_range=recipe.zoom, horizontal_flip=True,
             width_shift_range=recipe.shift, height_shift_range=recipe.shift,
-            preprocessing_function=lambda image: random_erasing(image, recipe.erasing, random),
+            preprocessing_function=erase,
         )  # fmt: skip
         flow = generator.flow(batches.images, batches.targets, batch_size=BATCH)
         flows[f"SciPy {scipy.__version__}"] = lambda: [next(flow) for _ in range(STEPS)]

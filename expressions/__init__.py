@@ -12,7 +12,7 @@ IMAGE_SIZE = 48  # pixels, width and height
 RESCALE = 1 / 255  # the network's input is a pixel (0..255) times RESCALE
 
 MAX_IMAGE_PIXELS = 2**27  # a small file may unpack to an image that no memory holds
-MAX_IMAGE_BYTES = 2**29  # of an image file
+MAX_IMAGE_BYTES = 2**27  # of an image file: 45 megapixels of 16 bits aren't half of it
 
 # OpenCV and TensorFlow read these when they are imported
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_IMAGE_PIXELS))

@@ -1,8 +1,8 @@
 """The classifier: faces -> probabilities of expressions, by a network that was compiled from a model file.
 
 Compiled networks are kept in a folder of the user's own; what lies beside a stranger's .h5 is as strange as the file. A
-name there is the digest of the .h5. Such a file holds the SHA-256 of the rest, the metadata as a line of JSON, and a
-LiteRT file.
+name there is a digest of the .h5 and of the code that checks it. Such a file holds the SHA-256 of the rest, the
+metadata as a line of JSON, and a LiteRT file.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from expressions.files import atomic_write, suppress_output
 from expressions.images import preprocess_face
 from expressions.model_file import SCALINGS, check_path, run_sandboxed
 
+CHECKS = [Path(__file__).with_name(name) for name in ("model_validation.py", "model_compiler.py")]
 MAX_CACHED = 10  # compiled networks, the most recently used
 DIGEST_BYTES = 32  # of a SHA-256
 MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory
@@ -63,7 +64,7 @@ class Classifier:
 
     Attributes:
         network: A CompiledNetwork, or Keras's network that gives logits; see `model_compiler.complete_network`.
-        metadata: See `model_file.write_metadata`.
+        metadata: See `model_file.dump_model`.
         labels: Class names in the order of the probabilities.
         has_votes: Whether the network also predicts how taggers vote.
     """
@@ -160,12 +161,14 @@ def _softmax(logits, temperature, shape):
 
 
 def cache_name(model: str | os.PathLike, given: dict) -> str:
-    """The name of the cached network of a model file of which the `given` metadata is replaced."""
+    """The name of the cached network of a model file of which the `given` metadata is replaced.
+
+    It changes with the checks, so that a network that passed others is checked and compiled anew.
+    """
     with open(model, "rb") as file:
         name = hashlib.file_digest(file, "sha256").hexdigest()
-    if given:
-        name = hashlib.sha256(f"{name} {json.dumps(given)}".encode()).hexdigest()
-    return f"{name}.tflite"
+    checks = b"".join(path.read_bytes() for path in CHECKS)
+    return f"{hashlib.sha256(f'{name} {json.dumps(given)}'.encode() + checks).hexdigest()}.tflite"
 
 
 def _cache_folder():
@@ -184,13 +187,17 @@ def _cache_folder():
 
 def _read_cached(name):
     path = _cache_folder() / name
-    content = path.read_bytes()
-    if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:  # LiteRT may crash on a damaged one
-        raise ValueError(path)
-    metadata, _, content = content[DIGEST_BYTES:].partition(b"\n")
+    metadata, _, content = _read_sealed(path).partition(b"\n")
     with contextlib.suppress(OSError):  # it may lie where nothing can be written
         os.utime(path)  # used just now
     return json.loads(metadata), content
+
+
+def _read_sealed(path):
+    content = path.read_bytes()
+    if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:  # LiteRT may crash on a damaged one
+        raise ValueError(path)
+    return content[DIGEST_BYTES:]
 
 
 def write_cached(name: str, metadata: dict, content: bytes) -> None:
@@ -201,4 +208,6 @@ def write_cached(name: str, metadata: dict, content: bytes) -> None:
     # the folder may be a link to one of the user's, with other files
     cached = [file for file in path.parent.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.tflite", file.name)]
     for old in sorted(cached, key=os.path.getmtime, reverse=True)[MAX_CACHED:]:
-        old.unlink()
+        with contextlib.suppress(ValueError):  # something else of such a name
+            _read_sealed(old)
+            old.unlink()

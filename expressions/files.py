@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,9 +21,10 @@ except ImportError:  # Windows
 def atomic_write(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path; the file there replaces `path` at the end of the `with` block, unless the block raises.
 
-    `partial` is that path (default: NAME.partial.SUFFIX); give a unique one where processes may write at the same time.
+    `partial` is that path; give a unique one where processes may write at the same time. By default it is HASH.partial
+    with the suffix of `path`: no user gives a file this name, and what a killed process left there is written over.
     """
-    partial = partial or path.with_suffix(f".partial{path.suffix}")
+    partial = partial or path.with_name(f"{uuid.uuid5(uuid.NAMESPACE_URL, path.name).hex}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

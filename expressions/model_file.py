@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from expressions import RESCALE, UserError
-from expressions.files import atomic_write
 
 # from pixels (0 to 255) to what a network was trained on
 SCALINGS = {
@@ -49,42 +50,36 @@ def read_weights(path: str | os.PathLike) -> tuple[list[np.ndarray], tuple[np.nd
         return [arrays[name] for name in arrays if name.startswith("arr_")], votes
 
 
-def write_metadata(path: str | os.PathLike, metadata: dict) -> None:
-    """Replace the metadata of a model file.
+def dump_model(network: Any, metadata: dict, votes: Sequence[np.ndarray] | None = None) -> bytes:
+    """The content of a model file. It is made in memory: HDF5 crashes where the disk fills up.
 
-    It has labels (in the order of the outputs), scaling (a name in SCALINGS), perhaps a temperature, and whatever else
-    should travel with the network, such as metrics, data and versions, all as JSON can hold it.
+    Args:
+        network: A Keras model. Its weights become float16; Keras reads them into float32 again.
+        metadata: Has labels (in the order of the outputs), scaling (a name in SCALINGS), perhaps a temperature, and
+            whatever else should travel with the network, such as metrics, data and versions, all as JSON can hold it.
+        votes: The layer that predicts votes from the features before the last layer: a kernel, float32
+            (features, classes + 1), and a bias (classes + 1); the last column is for other answers.
     """
-    with h5py.File(path, "r+") as file:
+    from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5  # `network.save` takes but a path
+
+    def copy(name, item):
+        if isinstance(item, h5py.Group):
+            copied = file.create_group(name)
+        else:
+            values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
+            copied = file.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
+        copied.attrs.update(item.attrs)
+
+    with h5py.File.in_memory() as saved, h5py.File.in_memory() as file:
+        save_model_to_hdf5(network, saved, include_optimizer=False)
+        if votes is not None:
+            saved["votes/kernel"], saved["votes/bias"] = votes
+        file.attrs.update(saved.attrs)
+        saved.visititems(copy)
         file.attrs["facts"] = json.dumps(metadata)
         file.attrs["digest"] = digest(file)
-
-
-def write_votes_layer(path: str | os.PathLike, kernel: np.ndarray, bias: np.ndarray) -> None:
-    """Add the layer that predicts votes from the features before the last layer to a model file.
-
-    The kernel is float32 (features, classes + 1), the bias (classes + 1); the last column is for other answers.
-    """
-    with h5py.File(path, "r+") as file:
-        file["votes/kernel"], file["votes/bias"] = kernel, bias
-        file.attrs["digest"] = digest(file)
-
-
-def convert_to_float16(path: str | os.PathLike) -> None:
-    """Make a model file half as large by float16 weights; Keras reads them into float32 again."""
-    with atomic_write(path) as partial, h5py.File(path) as file, h5py.File(partial, "w") as converted:
-
-        def copy(name, item):
-            if isinstance(item, h5py.Group):
-                copied = converted.create_group(name)
-            else:
-                values = item[()]  # NumPy rounds to the nearest float16; HDF5 would cut off
-                copied = converted.create_dataset(name, data=values.astype("f2") if values.dtype == "f4" else values)
-            copied.attrs.update(item.attrs)
-
-        converted.attrs.update(file.attrs)
-        file.visititems(copy)
-        converted.attrs["digest"] = digest(converted)
+        file.flush()
+        return file.id.get_file_image()
 
 
 def digest(file: h5py.File) -> str:
@@ -139,7 +134,8 @@ def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tupl
             output.seek(0)
             first_line, _, content = output.read().partition(b"\n")
             metadata = json.loads(first_line)
-        except (subprocess.TimeoutExpired, ValueError):  # it was stopped, or HDF5 or TensorFlow crashed
+        # it was stopped, HDF5 or TensorFlow crashed, or the metadata is nested too deep
+        except (subprocess.TimeoutExpired, ValueError, RecursionError):
             metadata = "damaged, or takes more time or memory than a model for faces needs; don't use it"
     if isinstance(metadata, str):  # an error message
         raise UserError(f"{path}: {metadata}")

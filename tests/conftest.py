@@ -31,6 +31,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
     CACHE = tempfile.TemporaryDirectory()  # in place of the user's own
     os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), CACHE.name)
 ROOT = Path(__file__).resolve().parent.parent
+SMALL_TRAIN = "tests/small_train.py"
 # before a command: takes from root what lets it read and write everything
 WITHOUT_PRIVILEGES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if shutil.which("setpriv") else []
 SPLITS = {"train": 8, "validation": 3}  # images per class
@@ -170,12 +171,13 @@ def wait_for(happened, processes=(), seconds=120):
 
 
 @contextlib.contextmanager
-def x_server(screen="1280x800x24"):
+def x_server(screen="1280x800x24", *options):
     """Run an X server with one screen, on a display that it finds free. Yields the process and the display's name."""
     reader, writer = os.pipe()
     server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(writer), "-screen", "0", screen], pass_fds=[writer], stderr=subprocess.DEVNULL
-    )
+        ["Xvfb", "-displayfd", str(writer), "-screen", "0", screen, *map(str, options)],
+        pass_fds=[writer], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     os.close(writer)
     try:
         with open(reader) as numbers:

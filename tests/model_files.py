@@ -8,20 +8,36 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from unittest import mock
 
+import h5py
 import keras
 import pytest
 from conftest import ROOT
 
 from expressions import EMOTIONS, UserError, model_compiler
 from expressions.classifier import Classifier, CompiledNetwork
-from expressions.model_file import check_path, write_metadata
+from expressions.model_file import check_path, digest
 
 METADATA = {"labels": list(EMOTIONS), "scaling": "unit"}
 STOPPED = "stopped"
+KERNEL = "model_weights/dense/net/dense/kernel"  # in the files of `save`
 
 
 def small_network(*layers):
     return keras.Sequential([keras.Input((48, 48, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(7)])
+
+
+def write_metadata(path, metadata):
+    """Replace the metadata of a model file."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["facts"] = json.dumps(metadata)
+        file.attrs["digest"] = digest(file)
+
+
+def write_votes_layer(path, kernel, bias):
+    """Add the layer that predicts votes to a model file."""
+    with h5py.File(path, "r+") as file:
+        file["votes/kernel"], file["votes/bias"] = kernel, bias
+        file.attrs["digest"] = digest(file)
 
 
 def save_model(network, path, metadata=METADATA):
@@ -29,6 +45,33 @@ def save_model(network, path, metadata=METADATA):
     if metadata:
         write_metadata(path, metadata)
     return path
+
+
+def save(path, *layers, shape=(48, 48, 1), classes=7):
+    layers = layers or (keras.layers.Conv2D(2, 3, strides=8, name="conv"),)
+    last = keras.layers.Flatten(name="flat"), keras.layers.Dense(classes, "softmax", name="dense")
+    keras.Sequential([keras.Input(shape), *layers, *last], name="net").save(path)
+    write_metadata(path, METADATA)
+    return path
+
+
+def unsealed(path):
+    """The open file, without the digest that tells of changes: whoever makes such files leaves it out."""
+    file = h5py.File(path, "r+")
+    file.attrs.pop("digest", None)
+    return file
+
+
+def configured(path, change):
+    """Let `change` change the configuration in the file; what it returns, if anything, goes in its place."""
+    with unsealed(path) as file:
+        config = json.loads(file.attrs["model_config"])
+        config = change(config) or config
+        file.attrs["model_config"] = json.dumps(config)
+
+
+def layer(kind, **config):
+    return {"class_name": kind, "config": config}
 
 
 def run_limited(action, path, seconds=20, **given):

@@ -1,5 +1,6 @@
 """The classifier: what it says of faces, and the compiled network that it keeps for the next start."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,16 +11,12 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT, slow_but
-from model_files import METADATA, load, run_limited, save_model
+from model_files import METADATA, load, run_limited, save_model, write_metadata, write_votes_layer
 
 from expressions import EMOTIONS, UserError, classifier
 from expressions.classifier import Classifier
 from expressions.model_compiler import complete_network
-from expressions.model_file import (
-    read_metadata,
-    write_metadata,
-    write_votes_layer,
-)
+from expressions.model_file import read_metadata
 from expressions.training import synthetic
 
 
@@ -221,9 +218,17 @@ def test_the_same_model_with_given_labels_and_scaling_gets_one_for_them(model, c
     assert len(compiled) == len(given)
 
 
+def test_other_checks_get_a_network_of_their_own(model, monkeypatch, compiled, tmp_path):
+    """For what passed the checks of an older version may not pass these."""
+    Classifier.load(model)
+    monkeypatch.setattr(classifier, "CHECKS", [tmp_path / "model_validation.py"])
+    (tmp_path / "model_validation.py").write_text("older")
+    assert Classifier.load(model) and Classifier.load(model) and len(compiled) == 2
+
+
 def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch, compiled):
     cache.mkdir(parents=True)
-    others = [cache / "thesis.txt", cache / "thesis.tflite"]
+    others = [cache / "thesis.txt", cache / "thesis.tflite", cache / f"{'f' * 64}.tflite"]
     for other in others:  # the oldest of all, but not the program's
         other.touch()
         os.utime(other, (1, 1))
@@ -232,7 +237,7 @@ def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch, compiled
         if number in (0, 11):
             Classifier.load(model)
         else:
-            (cache / f"{number:064}.tflite").touch()
+            (cache / f"{number:064}.tflite").write_bytes(hashlib.sha256(b"").digest())
         os.utime(cache / f"{number:064}.tflite", (1000 + number, 1000 + number))
         if number == 10:  # the oldest one is used again
             monkeypatch.setattr(classifier, "cache_name", lambda *_: f"{0:064}.tflite")

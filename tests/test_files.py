@@ -1,5 +1,6 @@
-"""Locks on files."""
+"""Files that are replaced, and locks on files."""
 
+import contextlib
 import errno
 import os
 import struct
@@ -23,6 +24,20 @@ def locking(descriptor, mode, count):
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
     except BlockingIOError as error:
         raise PermissionError(error.errno, error.strerror) from None
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    """And what a killed process left half is written over, but no file of the user's."""
+    path, other = tmp_path / "model.h5", tmp_path / "model.partial.h5"
+    other.write_text("mine")
+    with contextlib.suppress(KeyError), files.atomic_write(path) as first:
+        first.write_text("half")
+        raise KeyError
+    assert set(tmp_path.iterdir()) == {other}
+    with files.atomic_write(path) as second:
+        second.write_text("new")
+    assert set(tmp_path.iterdir()) == {other, path} and path.read_text() == "new" and other.read_text() == "mine"
+    assert first == second and ".partial." in first.name and first.suffix == ".h5"
 
 
 @pytest.mark.parametrize("windows", [False, True])

@@ -1,6 +1,8 @@
 """The model file: what it tells of itself, and the limits of the process that opens it."""
 
 import base64
+import contextlib
+import json
 import shutil
 import subprocess
 import time
@@ -11,11 +13,11 @@ import keras
 import numpy as np
 import pytest
 from conftest import slow_but
-from model_files import METADATA, STOPPED, load, refused, save_model, small_network
+from model_files import METADATA, STOPPED, load, refused, save_model, small_network, write_votes_layer
 
 from expressions import EMOTIONS, UserError, model_file
 from expressions.classifier import Classifier
-from expressions.model_file import convert_to_float16, read_metadata, read_weights, write_votes_layer
+from expressions.model_file import dump_model, read_metadata, read_weights
 from expressions.training import synthetic
 
 
@@ -42,11 +44,12 @@ def test_the_weights_of_a_file_are_those_that_keras_reads(trained):
 
 
 def test_a_file_half_as_large_says_the_same(tmp_path):
-    path = save_model(small_network(keras.layers.Conv2D(16, 3)), tmp_path / "model.h5")
-    write_votes_layer(path, np.full((33856, 8), 1 / 3, np.float32), np.zeros(8, np.float32))
+    network, votes = small_network(keras.layers.Conv2D(16, 3)), (np.full((33856, 8), 1 / 3, np.float32), np.zeros(8))
+    path = save_model(network, tmp_path / "model.h5")
+    write_votes_layer(path, *votes)
     faces, _ = synthetic.draw_faces(2, seed=9)
     before, size = load(path).predict_proba(faces), path.stat().st_size
-    convert_to_float16(path)
+    path.write_bytes(dump_model(network, METADATA, votes))
     after = load(path)
     assert path.stat().st_size < 0.52 * size
     assert after.metadata == METADATA and after.has_votes
@@ -139,7 +142,7 @@ def test_the_process_has_limits(model, monkeypatch, work):
     def changed(command, **options):
         python, c, code, *rest = command
         first = f"import os; m.CHECK_SECONDS = 1; work = lambda: exec({work!r}, {{'os': os}}); "
-        first += "m.validate_model_file = lambda path: (work(), ({}, {}))[1]; "
+        first += "m.validate_model_file = lambda *_: (work(), ({}, {}))[1]; "
         return run([python, c, code.replace("m.check_main()", first + "m.check_main()"), *rest], **options)
 
     monkeypatch.setattr(model_file.subprocess, "run", changed)
@@ -149,6 +152,17 @@ def test_the_process_has_limits(model, monkeypatch, work):
     with pytest.raises(UserError, match="more time or memory") as caught:
         read_metadata(model)
     assert "\n" not in str(caught.value) and str(model) in str(caught.value)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("depth", slow_but(range(940, 1000, 10), 970))
+def test_metadata_that_is_nested_deep(model, depth):
+    """To the limit of this process or of the other."""
+    with h5py.File(model, "r+") as file:
+        file.attrs["facts"] = json.dumps(METADATA)[:-1] + ', "more": ' + "[" * depth + "]" * depth + "}"
+        del file.attrs["digest"]
+    with contextlib.suppress(UserError):
+        assert read_metadata(model)["labels"] == METADATA["labels"]
 
 
 @pytest.mark.faults

@@ -1,6 +1,8 @@
-"""A real window: its keys, its title, and no screen."""
+"""A real window: its keys, its title, its size, and no screen."""
 
 import os
+import socket
+import struct
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from conftest import (
 )
 
 from expressions import UserError
-from expressions.window import Window
+from expressions.window import Window, screen_size
 
 
 @pytest.mark.parametrize("display", ["", ":987", "nowhere:1", "localhost:99999", "nonsense"])
@@ -25,9 +27,34 @@ def test_a_window_without_a_screen(monkeypatch, display):
 
 
 @needs_xvfb
+@pytest.mark.faults
+def test_a_screen_that_lets_only_those_in_who_have_its_cookie(tmp_path, monkeypatch):
+    """Under sudo, or in a container, DISPLAY may be set though the server refuses: Qt would end the process."""
+    entry = [b"", b"", b"MIT-MAGIC-COOKIE-1", bytes(16)]  # of any host and display
+    fields = b"".join(struct.pack(">H", len(field)) + field for field in entry)
+    (tmp_path / "cookie").write_bytes(struct.pack(">H", 0xFFFF) + fields)
+    (tmp_path / "empty").touch()
+    with x_server("800x600x24", "-auth", tmp_path / "cookie") as (_, display):
+        monkeypatch.setenv("DISPLAY", display)
+        for name, size in (("cookie", (800, 600)), ("empty", None)):
+            monkeypatch.setenv("XAUTHORITY", str(tmp_path / name))
+            assert screen_size() == size
+
+
+@pytest.mark.faults
+def test_a_screen_that_never_answers(monkeypatch):
+    monkeypatch.setattr("expressions.window.ANSWER_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("DISPLAY", f"127.0.0.1:{server.getsockname()[1] - 6000}")
+        assert screen_size() is None
+
+
+@needs_xvfb
 @pytest.mark.slow
-def test_the_keys_of_a_window(tmp_path):
-    """Real keys: an arrow is none, though waitKey would call it a Q. And a large image gets a window for a screen."""
+@pytest.mark.parametrize("screen", [(1600, 1200), (800, 480)])
+def test_the_keys_of_a_window(tmp_path, screen):
+    """Real keys: waitKey would call an arrow a Q or an S. And a large image gets a window that the screen has room for,
+    in a desktop that wants Qt to speak Wayland."""
     (tmp_path / "show.py").write_text(f"""
 import subprocess, sys, time
 import numpy as np
@@ -38,9 +65,9 @@ def xdotool(*words):
     return subprocess.run(["xdotool", *words], capture_output=True, text=True, check=True).stdout.strip()
 with Window("The keys") as window:
     for _ in range(20):
-        window.show(picture)
+        window.show(picture, name="a\\nb.png")
         time.sleep(0.02)
-    handle = xdotool("search", "--onlyvisible", "--name", "The keys").split()[0]
+    handle = xdotool("search", "--onlyvisible", "--name", "b.png - The keys").split()[0]
     print(xdotool("getwindowgeometry", "--shell", handle))
     xdotool("windowfocus", handle)
     for name in ("b", "Left", "Right", "Shift_L", "F5", "Escape", "space"):
@@ -51,17 +78,17 @@ with Window("The keys") as window:
             time.sleep(0.01)
         print("key", name, repr("".join(keys)))
 """)
-    with x_server("1600x1200x24") as (_, display):
+    with x_server("{}x{}x24".format(*screen)) as (_, display):
+        environment = os.environ | {"DISPLAY": display, "QT_QPA_PLATFORM": "wayland"}
         result = subprocess.run(
-            [sys.executable, str(tmp_path / "show.py")], env=os.environ | {"DISPLAY": display},
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            [sys.executable, str(tmp_path / "show.py")], env=environment, capture_output=True, text=True, timeout=120
+        )
     keys = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("key")]
     assert [" ".join(words) for words in keys] == [
-        "b 'b'", "Left ''", "Right ''", "Shift_L ''", "F5 ''", "Escape '\\x1b'", "space ' '",
+        "b 'b'", "Left 'left'", "Right 'right'", "Shift_L ''", "F5 ''", "Escape '\\x1b'", "space ' '",
     ], result.stdout + result.stderr  # fmt: skip
     size = dict(line.split("=") for line in result.stdout.splitlines() if "=" in line)
-    assert int(size["WIDTH"]) <= 1280 and int(size["HEIGHT"]) <= 900
+    assert 0.5 * screen[1] < int(size["HEIGHT"]) <= min(800, 0.9 * screen[1]) and int(size["WIDTH"]) <= screen[0]
 
 
 @pytest.mark.faults

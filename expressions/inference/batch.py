@@ -22,9 +22,11 @@ from expressions.inference import jobs, workers
 from expressions.inference.detector import DETECTORS
 from expressions.inference.names import expand_sources, is_list, output_path, read_source_list
 from expressions.inference.recognizer import MODEL, ROOT, ExpressionRecognizer
-from expressions.inference.tables import import_pyarrow
+from expressions.inference.tables import append, import_pyarrow, path_cell
 
 MAX_LISTED = 20  # failed files that are named at the end
+# segments of a video that are handed out beyond twice as many as had frames, for a video may claim to have millions
+SEGMENTS_AHEAD = 64
 BAR = "{l_bar}{bar}| {n}/{total}{unit} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -67,13 +69,28 @@ def _make_settings(options):
     return jobs.Settings(model, detector, folder.absolute(), suffix, config.hexdigest()[:16])
 
 
+class _Segments:
+    """How many segments of a video are planned and done, how many it says it has, and the last with frames, plus 1."""
+
+    def __init__(self):
+        self.planned, self.done, self.filled, self.claimed = 1, 0, 0, 1
+
+    def settle(self, number, outcome):
+        """Count a segment that is done. Returns the numbers of those to plan now."""
+        self.done, self.claimed = self.done + 1, max(self.claimed, outcome.segments)
+        if outcome.has_frames:
+            self.filled = max(self.filled, number + 1)
+        begin, self.planned = self.planned, max(self.planned, min(self.claimed, SEGMENTS_AHEAD + 2 * self.filled))
+        return range(begin, self.planned)
+
+
 class Coordinator:
     """Plans the jobs of a run, settles their outcomes, and reports at the end."""
 
     def __init__(self, source: str, settings: jobs.Settings, index: "Index", bar: tqdm):
         self.source, self.settings, self.index, self.bar = source, settings, index, bar
         self.priority_jobs = deque()  # of videos that are begun; they go before new files
-        self.segments = {}  # of videos that are begun, by source: how many are known so far, and how many are done
+        self.segments = {}  # of videos that are begun, by source: see _Segments
         self.total, self.messages, self.speed = Counter(), [], "0.0 frames/s"
         self.start = time.perf_counter()
 
@@ -92,11 +109,11 @@ class Coordinator:
         if job.segment != 0 and job.source not in self.segments:  # another segment of the video failed
             return
         if isinstance(outcome, jobs.SegmentDone):
-            known, done = self.segments.get(job.source, (1, 0))
-            self.priority_jobs.extend(job._replace(segment=number) for number in range(known, outcome.segments))
-            self.segments[job.source] = known, done = max(known, outcome.segments), done + 1
-            if known == done:
-                self.priority_jobs.append(job._replace(segment=None, segments=known))
+            segments = self.segments.setdefault(job.source, _Segments())
+            planned = segments.settle(job.segment, outcome)
+            self.priority_jobs.extend(job._replace(segment=number) for number in planned)
+            if segments.done == segments.planned:
+                self.priority_jobs.append(job._replace(segment=None, segments=segments.planned))
             return
         self.segments.pop(job.source, None)
         self.bar.update()
@@ -195,7 +212,7 @@ class Index:
             state = str(status.st_size), str(status.st_mtime_ns)
         except OSError:  # who tries to read it will tell
             state = "", ""
-        done = self.done.get(hash((escape_unprintable(source), escape_unprintable(result)))) == hash(state)
+        done = self.done.get(hash((_cell(source), _cell(result)))) == hash(state)
         done = done and (self.folder / result).exists()
         self.states[key] = None if done else state
         return not done
@@ -203,7 +220,7 @@ class Index:
     def add(self, source: str, result: str, counts: Iterable[float]) -> None:
         """Enter a file, as it was before it was read, with the values of the last six COLUMNS."""
         state, self.states[hash(result)] = self.states[hash(result)], None
-        values = escape_unprintable(source), *state, escape_unprintable(result), *counts, self.config_hash
+        values = _cell(source), *state, _cell(result), *counts, self.config_hash
         with self._errors_as_user_errors():
             _append_row(self.file, values)
 
@@ -212,11 +229,16 @@ class Index:
         with self._errors_as_user_errors(), open(self.failed_path, "ab", buffering=0) as file:
             if not self.failed:
                 _append_row(file, ["source", "why"])
-            _append_row(file, [escape_unprintable(source), message])
+            _append_row(file, [_cell(source), _cell(message)])
         self.failed += 1
+
+
+def _cell(text):
+    """A path as a cell, in one line; a message begins with one."""
+    return path_cell(escape_unprintable(text))
 
 
 def _append_row(file, values):
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerow(values)
-    file.write(text.getvalue().encode())
+    append(file, text.getvalue().encode())

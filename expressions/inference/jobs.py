@@ -65,9 +65,15 @@ class Done(NamedTuple):
 
 
 class SegmentDone(NamedTuple):
-    """A segment is saved; segments: how many the video has, as far as is known."""
+    """A segment is saved.
+
+    Attributes:
+        segments: How many the video has, as it says of itself.
+        has_frames: Whether there was a frame in this one.
+    """
 
     segments: int
+    has_frames: bool = True
 
 
 class Failed(NamedTuple):
@@ -115,16 +121,17 @@ def _label(job, recognizer):
         raise UserError(f"{job.source}: is no file; --workers and --ray label files, and no cameras")
     path = _segment_path(job, job.segment)
     if path.exists():  # from a run that was stopped
-        return SegmentDone(_load_segment(path)[1])
+        frames, segments, _ = _load_segment(path)
+        return SegmentDone(segments, bool(frames))
     start, end = job.segment * SEGMENT_SECONDS, (job.segment + 1) * SEGMENT_SECONDS
     with Source(job.path, start=max(0, start - SEGMENT_OVERLAP)) as source:
         segments = math.ceil(source.frame_count / source.fps / SEGMENT_SECONDS) if source.frame_count else 1
         if job.segment == 0 and segments == 1:
             return _label_whole(job, source, recognizer)
-        tracker, frames = Tracker(recognizer.detector), []
+        tracker, frames, goes_on = Tracker(recognizer.detector), [], False
         for frame in source:
             if frame.seconds >= end:
-                segments = max(segments, job.segment + 2)  # a video may be longer than it says
+                segments, goes_on = max(segments, job.segment + 2), True  # a video may be longer than it says
                 break
             gray = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
             faces = recognizer.recognize_tracks(tracker, gray, frame.seconds)
@@ -133,8 +140,9 @@ def _label(job, recognizer):
             frames.append(_SegmentFrame(frame.seconds, checksum, source.skipped, faces))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, path.with_name(uuid.uuid4().hex)) as partial:
-        partial.write_text(json.dumps((frames, segments, source.missing_seconds), default=np.ndarray.tolist))
-    return SegmentDone(segments)
+        missing = None if goes_on else source.missing_seconds
+        partial.write_text(json.dumps((frames, segments, missing), default=np.ndarray.tolist))
+    return SegmentDone(segments, bool(frames))
 
 
 def _segment_path(job, number):
@@ -145,7 +153,11 @@ def _segment_path(job, number):
 
 
 def _load_segment(path):
-    """Return the frames of a segment, how many segments its video has, and how many seconds are missing at its end."""
+    """Return what is saved of a segment.
+
+    Its frames; how many segments its video has, as far as is known; and how many seconds are missing at the end of the
+    video, None if there are frames after the segment.
+    """
     frames, segments, missing = json.loads(path.read_bytes())
     for _, _, _, faces in frames:
         faces[:] = [Face(Box(*box), *values, np.float32(row)) for box, *values, row in faces]
@@ -173,20 +185,28 @@ def _label_stitched(job, recognizer):
 
 def _stitch_segments(paths, counts):
     """Yield the frames of a video, without images, and the faces in each; count what is broken and missing."""
-    stitcher, numbers, overlap = TrackStitcher(), itertools.count(), []
+    stitcher, numbers, overlap, goes_on = TrackStitcher(), itertools.count(), [], True
     for index, path in enumerate(paths):
-        frames, _, counts["missing"] = _load_segment(path)
+        frames, _, missing = _load_segment(path)
         start = index * SEGMENT_SECONDS
         shared = [frame for frame in frames if index and frame.seconds < start]
-        if index and not shared or [frame[:2] for frame in shared] != [frame[:2] for frame in overlap]:
+        # a video may be shorter than it says, but no segment may lack the frames that the one before it saw coming
+        is_lost = goes_on and not frames and missing is not None
+        is_apart = [frame[:2] for frame in shared] != [frame[:2] for frame in overlap]
+        if is_lost or is_apart or (index and frames and not shared):
             raise _SegmentMismatchError
         for before, after in zip(overlap, shared, strict=True):
             stitcher.add_overlap(before.faces, after.faces)
         stitcher.next_segment()
         for frame in frames[len(shared) :]:
             yield Frame(None, next(numbers), frame.seconds), stitcher.assign_ids(frame.faces)
-        counts["broken"] += (frames[-1].broken if frames else 0) - (shared[-1].broken if shared else 0)
+        goes_on = missing is None
+        if frames:
+            counts["missing"] = missing or 0.0
+            counts["broken"] += frames[-1].broken - (shared[-1].broken if shared else 0)
         overlap = [frame for frame in frames if frame.seconds >= start + SEGMENT_SECONDS - SEGMENT_OVERLAP]
+    if goes_on:
+        raise _SegmentMismatchError
 
 
 def _write_table(job, labels, seen):

@@ -1,18 +1,30 @@
 """What the words of the command line name: cameras, addresses, files, folders, patterns and lists of them."""
 
 import glob
+import itertools
 import os
 import re
+import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from tqdm import tqdm
 
 from expressions import UserError
+from expressions.cli import escape_unprintable
+from expressions.image_formats import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = set(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 URL = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # scheme and path
 DIGITS = re.compile("([0-9]+)")
+ENDING = re.compile(r"(?<=\.)[a-z0-9]+\Z", re.IGNORECASE)  # of a pattern, without wildcards
+SEPARATORS = os.sep + (os.altsep or "")
+RECURSIVE = re.compile(r"(?:(?<=[{0}])|^)\*\*(?:[{0}]+|\Z)".format(re.escape(SEPARATORS)))
+MAX_LINE_CHARACTERS = 2**16  # of a list
+MAX_SEARCHED_FOLDERS = 1000  # for a hint
 
 
 def is_camera(source: str) -> bool:
@@ -25,41 +37,123 @@ def is_list(source: str) -> bool:
     return source.lower().endswith(".txt") and os.path.isfile(source)
 
 
+def resolve_source(source: str) -> str:
+    """Return a word of the command line with ~ (the user's home) and a file:// address turned into a path."""
+    if source.startswith("~") and not os.path.lexists(source):  # in quotation marks the shell leaves it alone
+        return os.path.expanduser(source)
+    if not source.lower().startswith("file://"):
+        return source
+    host, path = urlsplit(source)[1:3]
+    if host not in ("", "localhost"):
+        raise UserError(f"{source}: is on another computer; give a path")
+    path = os.fsdecode(unquote_to_bytes(path))
+    return path[1:] if os.name == "nt" else path  # /C:/me.jpg
+
+
 def expand_sources(source: str) -> list[str]:
     """Return the single sources that a word of the command line names; raise UserError if there are none to read.
 
     A folder (without its subfolders) or a pattern such as "holiday/*.jpg" becomes its images and videos, by suffix, in
-    natural order: 2 before 10. A .txt file becomes its lines. All else, and a pattern that exists as a file, stays as
-    it is. Digits are a camera's index unless a file has that name (write ./0 for a folder called 0).
+    natural order: 2 before 10. Each file comes once, whatever links lead to it. What else is there is counted and named
+    on stderr. A .txt file becomes its lines. All else, and a pattern that exists as a file, stays as it is. Digits are
+    a camera's index unless a file has that name (write ./0 for a folder called 0).
     """
     if is_list(source):
         return list(read_source_list(source))
     if os.path.isdir(source) and not is_camera(source):
         try:
-            names = [os.path.join(source, name) for name in os.listdir(source)]
+            names = [os.path.join(source, name) for name in os.listdir(source) if not name.startswith(".")]
         except OSError as error:
             raise UserError(f"{source}: can't be read ({error.strerror})") from None
+        left_out = [name for name in names if not _is_source(name)]
     elif glob.has_magic(source) and not (URL.match(source) or os.path.exists(source)):
-        names = glob.glob(source, recursive=True)
+        names = list(_match(source))
+        left_out = [name for name in names if not _is_source(name) and not os.path.isdir(name)]
     else:
         return [source]
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    paths = [path for path in map(Path, names) if path.suffix.lower() in suffixes and not path.name.startswith(".")]
-    names = [str(path) for path in paths if not os.path.isdir(path)]  # keep dangling links: opening them tells the user
+    names = filter(_is_source, sorted(names, key=os.path.islink))
+    names = {os.path.realpath(name): str(Path(name)) for name in reversed(list(names))}.values()
     if not names:
-        raise UserError(f"{source}: no image or video there; known endings are {', '.join(sorted(suffixes))}")
+        raise UserError(f"{source}: no image or video there{_hint(source)}")
+    if left_out:
+        examples = ", ".join(sorted(map(os.path.basename, left_out))[:3]) + (", ..." if len(left_out) > 3 else "")
+        kinds = "files and folders whose names don't end as those of images and videos do"
+        tqdm.write(escape_unprintable(f"{source}: left out {len(left_out)} {kinds}: {examples}"), file=sys.stderr)
     return sorted(names, key=lambda name: [int(x) if i % 2 else x.lower() for i, x in enumerate(DIGITS.split(name))])
+
+
+def _is_source(name):
+    """Whether a file in a folder is taken, by its name. Dangling links are: opening them tells the user."""
+    known = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return known and not os.path.basename(name).startswith(".") and not os.path.isdir(name)
+
+
+def _hint(source):
+    """What to do where a folder or pattern has nothing to read."""
+    if os.path.isdir(source):
+        folders = itertools.islice(_walk(source), MAX_SEARCHED_FOLDERS)
+        if any(_is_source(os.path.join(folder, name)) for folder in folders for name in _list(folder)):
+            return f', but in its subfolders; give --source "{os.path.join(source, "**", "*")}"'
+    return f"; known endings are {', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}"
+
+
+def _match(pattern):
+    """Yield the paths that match a pattern, as glob.glob does; ** enters each folder once, whatever links there are.
+
+    Folders that are there are taken by their names, though these may have brackets; endings match in any case.
+    """
+    root = _existing_folder(pattern)
+    head, *tail = RECURSIVE.split(pattern[len(root) :], maxsplit=1)
+    if tail:
+        for folder in (
+            [root] if not head.strip(SEPARATORS) else filter(os.path.isdir, glob.glob(glob.escape(root) + head))
+        ):
+            for below in _walk(folder):
+                yield from _match(os.path.join(below, tail[0] or "*"))
+    else:
+        head = ENDING.sub(lambda ending: "".join(f"[{sign.lower()}{sign.upper()}]" for sign in ending[0]), head)
+        yield from glob.glob(glob.escape(root) + head)
+
+
+def _existing_folder(path):
+    """The longest beginning of a path that is a folder; "" for the working directory."""
+    while not os.path.isdir(path or "."):
+        path = os.path.dirname(path)
+    return path
+
+
+def _walk(folder):
+    """Yield a folder and all below it, each once, and through links only what is nowhere else."""
+    waiting, seen = deque([folder]), set()
+    while waiting:
+        folder = waiting.popleft()
+        if (real := os.path.realpath(folder or ".")) in seen:
+            continue
+        seen.add(real)
+        yield folder
+        for name in _list(folder):
+            path = os.path.join(folder, name)
+            if not name.startswith(".") and os.path.isdir(path):
+                (waiting.append if os.path.islink(path) else waiting.appendleft)(path)
+
+
+def _list(folder):
+    try:
+        return sorted(os.listdir(folder or "."), reverse=True)
+    except OSError:  # no permission, or gone
+        return []
 
 
 def read_source_list(path: str) -> Iterator[str]:
     """Yield the sources that a text file names. Raises UserError if it can't be read or names none."""
     name = None
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for name in filter(None, map(str.strip, lines)):
-                if "\0" in name:
-                    raise UserError(f"{path}: is no UTF-8 text; save it as such")
-                yield name
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            for line in iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""):
+                if "\0" in line or len(line) == MAX_LINE_CHARACTERS:
+                    raise UserError(f"{path}: is no UTF-8 text with the name of a file in each line")
+                if line.strip():
+                    yield (name := resolve_source(line.strip()))
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None
     if name is None:
@@ -68,14 +162,14 @@ def read_source_list(path: str) -> Iterator[str]:
 
 def output_path(name: str, source: str) -> str:
     """Return the path of a file's result in the output folder: that of the file itself in `source`'s folder."""
-    root = "" if is_list(source) else source  # of a list: the working directory
-    while not os.path.isdir(root or "."):
-        root = os.path.dirname(root)
+    root = _existing_folder("" if is_list(source) else source)  # of a list: the working directory
     try:
         path = os.path.relpath(name, root or ".")
     except ValueError:  # on another drive of Windows
         path = os.path.abspath(name).replace(":", "")
-    return path.replace(os.pardir + os.sep, "__" + os.sep)
+    # .. becomes __, and a folder that is called so gets one more _, so that no two files share a result
+    parts = [part + "_" if re.fullmatch("__+", part) else part for part in path.split(os.sep)]
+    return os.sep.join("__" if part == os.pardir else part for part in parts)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -10,13 +10,14 @@ from tqdm import tqdm
 
 from expressions import UserError
 from expressions.cli import escape_unprintable
+from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference import overlay
-from expressions.inference.recorder import CODECS, Recorder
+from expressions.inference.recorder import FORMATS, Recorder
 from expressions.inference.sources import Source
 from expressions.inference.summary import Summary
-from expressions.inference.tables import Table
+from expressions.inference.tables import STDOUT, Table
 from expressions.inference.types import Face, Frame
-from expressions.window import has_display
+from expressions.window import screen_size
 
 SUFFIXES = {"csv": [".csv"], "jsonl": [".jsonl"], "summary": [".png", ".pdf", ".svg"]}
 
@@ -44,14 +45,15 @@ class Outputs:
             except ValueError:  # Windows
                 raise UserError(f"{options.source}: names files on several drives; make a list for each") from None
         paths = {name: path for name in ("save", *SUFFIXES) if (path := getattr(options, name))}
-        self.windowed = not options.no_window and (has_display() or not paths)
+        self.windowed = not options.no_window and (not paths or screen_size() is not None)
         if not self.windowed and not paths:
             raise UserError("--no-window: goes with --save, --csv, --jsonl or --summary, else there is nothing to see")
         if options.bars and not self.windowed and not options.save:
             raise UserError("--bars: goes with a window or with --save, else nothing is drawn")
         targets = [os.path.realpath(path) for path in paths.values()]
         for (name, path), target in zip(paths.items(), targets, strict=True):
-            if name in SUFFIXES and (reason := _find_problem(path, SUFFIXES[name])):
+            piped = path == STDOUT and name != "summary"
+            if name in SUFFIXES and not piped and (reason := _find_problem(path, SUFFIXES[name])):
                 raise UserError(f"--{name} {path}: {reason}")
             if name == "summary" and (path.is_dir() or (path.exists() and not options.overwrite)):
                 raise UserError(f"--summary {path}: exists already; choose another name, or give --overwrite")
@@ -61,14 +63,16 @@ class Outputs:
     @contextmanager
     def open(self, labels: tuple[str, ...]) -> Iterator[None]:
         """Keep the tables open within the `with` block; at its end, print the summary and draw the timeline."""
-        paths = filter(None, (self.options.csv, self.options.jsonl))
         with ExitStack() as stack:
-            self.tables = [stack.enter_context(Table(path, labels, self.options.overwrite)) for path in paths]
+            for suffix, path in ((".csv", self.options.csv), (".jsonl", self.options.jsonl)):
+                if path:
+                    self.tables.append(stack.enter_context(Table(path, labels, self.options.overwrite, suffix)))
             yield
             if self.summary.source is not None:  # something was seen
-                print(self.summary.describe())
+                if text := self.summary.describe():
+                    print(text)
                 if self.options.summary:
-                    self.summary.draw(self.options.summary, overlay.COLOURS)
+                    self.summary.draw(self.options.summary, overlay.palette(labels))
 
     @contextmanager
     def record(self, source: Source) -> Iterator[Recorder | None]:
@@ -91,7 +95,7 @@ class Outputs:
             if missing := source.missing_seconds:
                 line += f"; {missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
             if recorder and recorder.frame_count:
-                line += f"; saved to {escape_unprintable(path)}"
+                line += f"; saved to {escape_unprintable(path)}{recorder.lacking}"
             tqdm.write(line)
         if error:
             raise error
@@ -111,8 +115,10 @@ class Outputs:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"--save {path.parent}: can't be made a folder ({error.strerror})") from None
-            if not source.is_image and path.suffix.lower() not in CODECS:  # can be read, but not written
+            if not source.is_image and path.suffix.lower() not in FORMATS:  # can be read, but not written
                 path = path.with_name(f"{path.name}.mp4")
+            if source.is_image and path.suffix.lower() not in WRITTEN_SUFFIXES:
+                path = path.with_name(f"{path.name}.jpg")
             if os.path.realpath(path) in self.sources:
                 raise UserError(f"--save {path}: is one of the sources; choose another folder")
         return path

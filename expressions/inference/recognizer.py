@@ -7,7 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from expressions import UNCERTAIN, UserError
 from expressions.classifier import Classifier
+from expressions.images import to_gray
 from expressions.inference.detector import load_detector
 from expressions.inference.neutral import NeutralFace
 from expressions.inference.tracker import (
@@ -42,6 +44,10 @@ class ExpressionRecognizer:
         self.detector, self.classifier = load_detector(detector), Classifier.load(model, threads=threads)
         self.votes = self.classifier.shown_votes if votes is None else votes
         self.labels = self.classifier.labels
+        if UNCERTAIN in self.labels:
+            raise UserError(
+                f"{model}: has a class called {UNCERTAIN}, which means that none is likely; train with another name"
+            )
         self.lock = threading.Lock()  # the detector and the network serve one thread at a time
         self.reset()
 
@@ -72,16 +78,16 @@ class ExpressionRecognizer:
         return "neutral face: hold still" if self.neutral.neutral.log_odds is None else "neutral face: on"
 
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
-        """Find the faces in a frame, BGR uint8 (height, width, 3), and label their expressions.
+        """Find the faces in a frame, uint8 BGR (height, width, 3) or gray (height, width), and label their expressions.
 
         `seconds` is its time in a video, whose faces are followed from frame to frame; None for an image. Several
-        threads may call it.
+        threads may call it. Raises UserError for what is no such frame.
         """
         with self.lock:
             return self._recognize(image, seconds)
 
     def _recognize(self, image, seconds):
-        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        gray = to_gray(image)
         if seconds is None:
             return TrackStitcher().assign_ids(self.recognize_tracks(Tracker(self.detector), gray, None))
         if seconds >= self.segment_end:

@@ -1,31 +1,82 @@
 """Write annotated images to a video or image file."""
 
 import os
-import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
+import av
 import cv2
 import numpy as np
 
 from expressions import UserError
-from expressions.files import lock_file, suppress_output
-from expressions.inference.names import IMAGE_SUFFIXES
-from expressions.inference.sources import DEFAULT_FPS, LOST_TIMEOUT, Source
+from expressions.files import lock_file
+from expressions.image_formats import WRITTEN_SUFFIXES
+from expressions.inference.sound import Sound
+from expressions.inference.sources import Source
+from expressions.inference.video import LOST_TIMEOUT
 
-# what OpenCV's wheels can write: browsers play WebM alone, most players all three; per frame of 640x480 VP8 takes 25
-# times as long as mp4v, and VP9, which browsers would play in .mp4, 200 times
-CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG"}
-MIN_FREE_BYTES = 2**20  # left free on the disk, because finishing a video takes some space
+MAX_AVI_GAP = 60_000  # frames; FFmpeg writes an empty one, of 24 bytes, for each that an .avi lacks
+
+
+class Format(NamedTuple):
+    """How FFmpeg writes a video. Each second of it must be playable as soon as it is written."""
+
+    codec: str
+    pixels: str
+    codec_options: dict[str, str]
+    muxer_options: dict[str, str]
+    ticks: int | None  # a second, in which the times of frames are counted; None: the frame rate
+    copied_sound: set[str]  # codecs of sound that are copied; FFmpeg could copy others, which browsers don't play
+    sound: str  # the encoder for other sound
+
+
+FORMATS = {
+    ".mp4": Format(
+        codec="libx264",
+        pixels="yuv420p",
+        # as fast as MPEG-4 was; the next preset takes up to twice as long. No frame waits in the encoder
+        codec_options={"preset": "ultrafast", "tune": "zerolatency"},
+        # parts of a second, given in microseconds; at the end they are joined to an ordinary .mp4
+        muxer_options={"movflags": "hybrid_fragmented", "frag_duration": "1000000"},
+        ticks=90_000,
+        copied_sound={"aac", "mp3", "opus", "flac"},
+        sound="aac",
+    ),
+    ".webm": Format(
+        codec="libvpx",
+        pixels="yuv420p",
+        # good quality (4 is the best, 63 the worst), unless that takes more than 8 million bits a second
+        codec_options={"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "8M"},
+        muxer_options={"cluster_time_limit": "1000"},  # milliseconds
+        ticks=1000,
+        copied_sound={"opus", "vorbis"},
+        sound="libopus",
+    ),
+    ".avi": Format(
+        codec="mjpeg",
+        pixels="yuvj420p",
+        codec_options={"qmin": "3", "qmax": "3"},  # 2 is the best, 31 the worst
+        muxer_options={},
+        ticks=None,
+        copied_sound={"mp3", "ac3", "pcm_s16le"},
+        sound="libmp3lame",
+    ),
+}
 
 
 class Recorder:
     """Write annotated images to a file in a `with` block: a video, or an image where the source is one.
 
     The file is NAME.partial.SUFFIX until the block ends, also by an exception; then it gets its name, unless
-    `frame_count` is 0. A video has the source's frame rate (DEFAULT_FPS where that has none) and no sound. Each frame
-    is shown at its own time: a gap is filled with the frame before it; of frames that are closer than the frame rate
-    allows, the first is kept. In a live source, a gap of more than LOST_TIMEOUT is a pause by the user, left out.
+    `frame_count` is 0. A partial video can be played, even after a crash, but for its last second or so. Each frame is
+    shown at its own time; an .avi has the source's frame rate (DEFAULT_FPS where that has none), and of frames that are
+    closer the first is kept. In a live source, a gap of more than LOST_TIMEOUT is a pause by the user, left out. The
+    sound of a video file is kept as long as there are frames.
+
+    Attributes:
+        frame_count: How many frames were written so far.
 
     Raises:
         UserError: The suffix doesn't fit, the file exists and `overwrite` is False, another program is writing it, or
@@ -35,10 +86,7 @@ class Recorder:
     def __init__(self, path: Path, source: Source, overwrite: bool = False) -> None:
         self.path, self.source, self.overwrite = Path(path), source, overwrite
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        self.writer, self.frame_count = None, 0
-        fps = source.fps or DEFAULT_FPS
-        self.fps = round(fps, 3 if fps < 65 else 2)  # MPEG-4 can't count more than 65535 ticks a second
-        suffixes = IMAGE_SUFFIXES if source.is_image else CODECS
+        suffixes = WRITTEN_SUFFIXES if source.is_image else FORMATS
         if self.path.suffix.lower() not in suffixes:
             kind = "an image" if source.is_image else "a video"
             self._fail(f"{kind} is written as {', '.join(sorted(suffixes))}; choose such an ending")
@@ -53,7 +101,7 @@ class Recorder:
         except OSError as error:
             self._fail(f"can't be written ({error.strerror}); choose another folder or name")
         lock_file(self.lock, f"--save {self.path}")
-        if sys.platform == "win32":  # where OpenCV can't write a file that is open here
+        if sys.platform == "win32":  # where the lock would keep FFmpeg from writing the byte that is locked
             self.lock.close()
         if self.partial.stat().st_size and not overwrite:
             self.lock.close()
@@ -77,19 +125,24 @@ class Recorder:
         """
         if self.source.is_image:
             return self._write_image(image)
-        if self.writer is None:
-            self._open_writer(image.shape[1::-1])
-            self.start = self.latest_seconds = seconds
-        if image.shape[1::-1] != self.size:
-            image = cv2.resize(image, self.size)
+        if self.container is None:
+            self._open_video(image.shape, seconds)
         if seconds - self.latest_seconds > LOST_TIMEOUT and self.source.live:
             self.start += seconds - self.latest_seconds - 1 / self.fps
-        position = round((seconds - self.start) * self.fps)
-        while self.frame_count <= position:
-            self._check_free_space(image)
-            self.writer.write(image if self.frame_count == position else self.latest_image)
-            self.frame_count += 1
-        self.latest_image, self.latest_seconds = image, seconds
+        self.latest_seconds = seconds
+        position = round((seconds - self.start) / self.tick)
+        if position <= self.position:
+            self.left_out += 1
+            return
+        if self.format.ticks is None and position - self.position > MAX_AVI_GAP:
+            self._fail(f"an .avi can't show a frame for so long, take .mp4; what there is lies in {self.partial}")
+        try:
+            self.sound.write_until(seconds - self.start)
+            self.container.mux(self.video.encode(self._to_video_frame(image, position)))
+        except av.FFmpegError as error:
+            self._fail(f"can't be written ({error.strerror}); what there is lies in {self.partial}")
+        self.position = position
+        self.frame_count += 1
 
     def _write_image(self, image):
         try:
@@ -99,44 +152,78 @@ class Recorder:
             self._fail(f"can't be written ({getattr(error, 'strerror', None) or 'too large for this ending'})")
         self.frame_count = 1
 
-    def _open_writer(self, size):
-        codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
-        with suppress_output():  # OpenCV warns of the tag of every WebM file, though it knows it
-            self.writer = cv2.VideoWriter(os.fsencode(os.path.abspath(self.partial)), codec, self.fps, size)
-        if not self.writer.isOpened():
-            self._fail(f"OpenCV can't write a video of {size[0]}x{size[1]} pixels in this format; try .avi")
-        self.size = size
-
-    def _check_free_space(self, image):
-        """Fail while there is space to finish the video: OpenCV doesn't tell when the disk is full."""
-        needed = MIN_FREE_BYTES + image.nbytes + 64 * self.frame_count  # 64: per frame in the index, written last
+    def _open_video(self, shape, seconds):
+        (height, width), suffix = shape[:2], self.path.suffix.lower()
+        self.shape, self.start, self.latest_seconds, self.position = shape, seconds, seconds, -1
+        self.format = FORMATS[suffix]
+        self.tick = Fraction(1, self.format.ticks) if self.format.ticks else 1 / self.fps
+        # flushed: a packet is in the file at once. file: because the name could look like an address
+        options = {"flush_packets": "1", **self.format.muxer_options}
+        path = f"file:{os.path.abspath(self.partial)}"
+        container = av.open(path, "w", format=suffix[1:], container_options=options)
+        self.video = container.add_stream(
+            self.format.codec, self.fps, self.format.codec_options, time_base=self.tick, pix_fmt=self.format.pixels
+        )
+        self.video.width, self.video.height = width + width % 2, height + height % 2  # yuv420p has no odd sizes
+        heard = os.path.isfile(self.source.address) and not self.source.live
+        copied, encoder = self.format.copied_sound, self.format.sound
+        self.sound = Sound(self.source.address if heard else None, container, copied, encoder, seconds)
         try:
-            total, _, free = shutil.disk_usage(self.partial.parent)
-        except OSError as error:
-            self._fail(f"its folder can't be written to any more ({error.strerror})")
-        if total and free < needed:
-            self._fail(f"the disk is full; what there is lies in {self.partial}")
+            container.start_encoding()
+        except av.FFmpegError as error:
+            self._fail(f"a video of {width}x{height} pixels can't be written in this format ({error.strerror})")
+        self.container = container
+
+    def _to_video_frame(self, image, position):
+        height, width = self.shape[:2]
+        if image.shape != self.shape:
+            image = cv2.resize(image, (width, height))
+        if width % 2 or height % 2:
+            image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        # converted by OpenCV, which takes a third of FFmpeg's time
+        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420), "yuv420p")
+        frame.pts, frame.time_base = position, self.tick
+        return frame
 
     def __exit__(self, *_: object) -> None:
-        if self.writer:
-            self.writer.release()
-        self.lock.close()
+        try:
+            if self.container:
+                self._close_video()
+        finally:
+            self.lock.close()
         if not self.frame_count:
             if self.partial.exists() and not self.partial.stat().st_size:
                 self.partial.unlink()
             return
         if not self.partial.exists():
             self._fail("was removed while it was written")
-        if self.writer and not self._is_complete():
-            self._fail(f"could not be written whole; is the disk full? What there is lies in {self.partial}")
         self._check_overwrite(f"; the new one is {self.partial}")
         try:
             os.replace(self.partial, self.path)
         except OSError as error:
             self._fail(f"can't be replaced ({error.strerror}); the new one is {self.partial}")
 
-    def _is_complete(self):
-        """Read the last frame back, because OpenCV's writer doesn't tell when something went wrong."""
-        last, capture = self.frame_count - 1, cv2.VideoCapture(os.fsencode(os.path.abspath(self.partial)))
-        capture.set(cv2.CAP_PROP_POS_FRAMES, last)
-        return capture.read()[0] and round(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * self.fps) == last
+    def _close_video(self):
+        try:
+            try:
+                if self.frame_count:
+                    self.sound.write_until(self.latest_seconds - self.start + 1 / self.fps)
+                    self.container.mux(self.video.encode(None))
+            finally:
+                self.sound.close()
+                self.container.close()
+        except av.FFmpegError as error:
+            if self.frame_count:  # else the first error was told
+                self._fail(f"can't be written ({error.strerror}); what there is lies in {self.partial}")
+
+    @property
+    def lacking(self) -> str:
+        """What the file lacks of its source, as the end of a sentence; empty if nothing."""
+        lacking = ""
+        if self.left_out:
+            lacking += f", without {self.left_out} frames, which came too fast for an .avi; .mp4 has them"
+        if self.container and self.sound.broken:
+            lacking += f", without {self.sound.broken} broken packets of sound"
+        if self.container and self.sound.error:
+            lacking += f", without sound from {self.sound.seconds:.1f} s on ({self.sound.error})"
+        return lacking

@@ -1,34 +1,30 @@
 """Images from cameras, live streams, video files and image files."""
 
-import ctypes
+import contextlib
+import functools
 import os
+import queue
 import re
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import cv2
+import numpy as np
 
-from expressions import MAX_IMAGE_PIXELS, UserError
+from expressions import MAX_IMAGE_BYTES, UserError
+from expressions.image_formats import HEAD_BYTES, IMAGE_SUFFIXES, image_format
 from expressions.images import decode_image, read_image
-from expressions.inference.names import IMAGE_SUFFIXES, URL, VIDEO_SUFFIXES, is_camera
+from expressions.inference import video
+from expressions.inference.live import Camera, Live
+from expressions.inference.names import URL, VIDEO_SUFFIXES, is_camera
 from expressions.inference.types import Frame
+from expressions.inference.video import ADDRESSES, BUFFER_BYTES, NO_VIDEO, STREAM_SCHEMES, Video, VideoError
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when OpenCV first uses FFmpeg
-
-DEFAULT_FPS = 30  # where a source doesn't tell
-STALL_TIMEOUT = 2  # seconds without a frame, after which a camera or stream is opened again
-LOST_TIMEOUT = 5  # seconds without a frame, after which it is given up
-MIN_STEP, MAX_STEP = 0.001, 600  # seconds between two frames of a video; files may claim anything
-SEEK_MARGIN = 5  # seconds to start before the wanted time: right after a jump, frames may lack those they build on
-MAX_BROKEN_LIVE, MAX_BROKEN_FILE = 3, 1000  # frames in a row, before a stream is opened again, a file ended
-STREAM_SCHEMES = set("rtmp rtmps rtp rtsp rtsps srt tcp udp".split())  # live, whatever suffix the path has
-# OpenCV's own choice takes half a minute on Windows
-CAMERA_API = {"linux": cv2.CAP_V4L2, "win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION}
+MAX_IMAGE_SECONDS = 60  # for an image at an address
 CAMERA_ADVICE = {
     "linux": "plug it in, close other programs that use it, join the group that may (sudo usermod -aG video $USER)",
     "win32": "plug it in, close other programs that use it, let desktop apps use it (Settings, Privacy, Camera)",
@@ -37,10 +33,10 @@ CAMERA_ADVICE = {
 
 
 class Source:
-    """The frames of a camera, a live stream, a video file or an image: iterate over it in a `with` block.
+    """The frames of a camera, a live stream, a video or an image: iterate over it in a `with` block.
 
-    A file gives every frame, in order. A live source gives the newest one, so that a slow program can't fall behind.
-    Raises UserError if it can't be opened or read, and, while iterating, if a live source is lost for LOST_TIMEOUT.
+    A video gives every frame, in order. A live source gives the newest one, so that a slow program can't fall behind.
+    Raises UserError if it can't be opened or read, and, while iterating, if a live source is lost.
 
     Args:
         source: One of `names.expand_sources`.
@@ -48,31 +44,29 @@ class Source:
         start: Where to begin in a video, in seconds; there may be no frames from there on. A few files can't be sought.
 
     Attributes:
-        name: The source, without the user and password of a URL.
-        live: Whether it is a camera or a stream.
-        fps, frame_count: What a video file says of itself; None if unknown or another kind of source.
-        skipped, dropped: How many broken frames were left out, and live ones replaced by newer ones, so far.
-        missing_seconds: By how much a video, read to its end, is shorter than it says, if by more than a second.
+        name: The source; of an address without user, password and query.
+        live: Whether it is a camera, or a stream of no known length.
+        fps, frame_count: What a video says of itself; None if unknown or another kind of source.
     """
 
     def __init__(self, source: str | os.PathLike, size: tuple[int, int] | None = None, start: float = 0.0) -> None:
         self.address, self.size, self.start = str(source), size, start
         self.camera, self.url = is_camera(self.address), URL.match(self.address)
-        self.name = re.sub("//[^/]*@", "//", self.address) if self.url else self.address
-        suffix = Path(self.url[2] if self.url else self.address).suffix.lower()
-        streamed = self.url and (self.url[1].lower() in STREAM_SCHEMES or suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-        self.live = self.camera or bool(streamed)
-        self.is_image = suffix in IMAGE_SUFFIXES and not self.live
-        self.fps = self.frame_count = self.capture = self.thread = None
-        self.skipped, self.dropped, self.missing_seconds = 0, 0, 0.0
-        self.newest = deque(maxlen=1)  # of a live source: the newest frame, its time and number; empty once taken
-        self.arrived, self.closing = threading.Event(), threading.Event()
+        self.scheme = self.url[1].lower() if self.url else None
+        # a password may hold any sign, so all before the last @ is left out
+        self.name = re.sub("(?s)(//)(?:.*@)?([^?#]*).*", r"\1\2", self.address, count=1) if self.url else self.address
+        self.live, self.is_image = self.camera, False
+        self.fps = self.frame_count = self.reader = None
+        if self.url and self.scheme not in ADDRESSES:
+            self._fail(f"no such kind of address is known; known ones begin with {', '.join(ADDRESSES)}")
         if not (self.camera or self.url or os.path.isfile(self.address)):  # opening a pipe could block for ever
             self._fail("no such video or image; give a file, an address, or the index of a camera such as 0")
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our one line says it better
-        self.frames = self._read_live() if self.live else self._read_image() if self.is_image else self._read_video()
         try:
+            self.frames = self._find_frames()
             first = next(self.frames, None)
+        except VideoError as error:
+            self._fail(error)
         except OSError as error:
             self._fail(f"can't be read ({error.strerror})")
         except BaseException:
@@ -81,22 +75,37 @@ class Source:
         if first:
             self.frames = chain([first], self.frames)
         elif not start:
-            self._fail(f"not {'an image' if self.is_image else 'a video'} that OpenCV can read, or too large a one")
+            self._fail(NO_VIDEO)
 
     def __iter__(self) -> Iterator[Frame]:
-        for number, (image, seconds) in enumerate(self.frames):
-            yield Frame(image, number, seconds)
+        try:
+            for number, (image, seconds) in enumerate(self.frames):
+                yield Frame(image, number, seconds)
+        except VideoError as error:
+            self._fail(error)
 
     def __enter__(self) -> "Source":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        if self.thread:
-            self.thread.join(0.5)  # if it is stuck in a read, leave it: it ends by itself, or with the program
-        elif self.capture:
-            _release(self.capture)
+        if self.reader:
+            self.reader.close()
         self.frames = iter(())  # a generator refers to this object: a cycle would keep both, and their frames, for long
+
+    @property
+    def skipped(self) -> int:
+        """How many broken frames were left out so far."""
+        return getattr(self.reader, "skipped", 0)
+
+    @property
+    def dropped(self) -> int:
+        """How many frames of a live source were replaced by newer ones so far."""
+        return getattr(self.reader, "dropped", 0)
+
+    @property
+    def missing_seconds(self) -> float:
+        """By how much a video, read to its end, is shorter than it says, if by more than a second; else 0."""
+        return getattr(self.reader, "missing_seconds", 0.0)
 
     def _fail(self, reason):
         if self.camera:
@@ -104,113 +113,84 @@ class Source:
             raise UserError(f"camera {self.name}: {reason}; {advice}, or name another with --source")
         raise UserError(f"{self.name}: {reason}" + ("; look at the network and at the address" if self.url else ""))
 
-    def _open(self):
-        """Open the source. The result isn't open if that fails, or if the frames are too large."""
+    def _find_frames(self):
+        """Tell an image, a video and a live source apart, by their content. Returns an iterator over the frames."""
         if self.camera:
-            index = int(self.address) if self.address.isdecimal() else self.address
-            capture = cv2.VideoCapture(index, CAMERA_API.get(sys.platform, cv2.CAP_ANY))
-            if not capture.isOpened():
-                capture = cv2.VideoCapture(index)
-            if self.size:
-                # larger frames come at a few per second without compression: USB 2 is too slow
-                capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG"))
-                capture.set(cv2.CAP_PROP_FRAME_WIDTH, self.size[0])
-                capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self.size[1])
-            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        elif self.url:
-            options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * LOST_TIMEOUT)]
-            options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * STALL_TIMEOUT)]
-            options += [cv2.CAP_PROP_N_THREADS, 1] * self.live  # each further thread of the decoder holds a frame back
-            capture = cv2.VideoCapture(os.fsencode(self.address), cv2.CAP_FFMPEG, options)  # a str must be UTF-8
+            self.open = functools.partial(Camera, self.address, self.size)
         else:
-            capture = cv2.VideoCapture(os.fsencode(os.path.abspath(self.address)))  # 12:30.mp4 looks like a URL
-        if capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT) > MAX_IMAGE_PIXELS:
-            capture.release()  # before the first frame is decoded, which memory may not hold
-        return capture
-
-    def _read_image(self):
+            self.open = functools.partial(Video, self.address, self.scheme)
         if self.url:
-            capture = self._open()
-            capture.set(cv2.CAP_PROP_FORMAT, -1)  # the file's bytes, because FFmpeg would neither turn nor blend it
-            data = capture.read()[1]
-            image = None if data is None else decode_image(data)
-        else:
-            image = read_image(self.address)
-        if image is not None:
-            yield image, 0.0
+            opened = _interruptible(self._open_address)
+        elif not self.camera and self._is_image_file():
+            opened = read_image(self.address)
+        else:  # a camera not in a thread: macOS asks the user for permission in the main one only
+            opened = self.open()
+        self.is_image, self.live = isinstance(opened, np.ndarray), getattr(opened, "live", False)
+        if self.is_image:
+            return iter([(opened, 0.0)])
+        self.reader = Live(opened, self.open) if self.live else opened
+        if self.live:
+            return self.reader.frames()
+        self.fps, self.frame_count = opened.fps, opened.frame_count
+        return opened.frames(self.start)
 
-    def _read_video(self):
-        if not self.url:
-            open(self.address, "rb").close()  # for its error: OpenCV doesn't tell why it can't
-        self.capture = self._open()
-        fps, frame_count = self.capture.get(cv2.CAP_PROP_FPS), self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        known = 0.1 <= fps <= 500  # files may say 0, NaN or a clock's ticks
-        self.fps = fps if known else DEFAULT_FPS
-        self.frame_count = int(frame_count) if known and 0 < frame_count < 1e9 else None
-        end = self.frame_count / self.fps if self.frame_count else float("inf")
-        after_seek = self.start > SEEK_MARGIN
-        if after_seek:
-            self.capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - SEEK_MARGIN))
-        expected, broken, failing_since = 0.0, 0, 0.0  # expected: time of the next frame
-        # a read fails on a broken frame just as after the last one, but the next read goes on behind it
-        while broken < MAX_BROKEN_FILE and (not broken or time.perf_counter() - failing_since < LOST_TIMEOUT):
-            good, image = self.capture.read()
-            if not good:
-                failing_since = failing_since if broken else time.perf_counter()
-                broken += 1
-                continue
-            self.skipped, broken = self.skipped + broken, 0
-            reported = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            expected, after_seek = reported if after_seek else expected, False
-            latest = expected - 1 / self.fps
-            credible = latest + MIN_STEP < reported < latest + MAX_STEP and reported < end + 1
-            seconds = reported if credible else expected  # some frames lack their time
-            expected = seconds + 1 / self.fps
-            if seconds >= self.start:
-                yield image, seconds
-        self.missing_seconds = end - expected if self.frame_count and end - expected > 1 else 0.0
+    def _is_image_file(self):
+        with open(self.address, "rb") as file:
+            kind = image_format(file.read(HEAD_BYTES))
+        # JPEGs in a row are a video, which some cameras write
+        return kind and (kind != "JPEG" or Path(self.address).suffix.lower() not in VIDEO_SUFFIXES)
 
-    def _read_live(self):
-        """Yield the newest frame each time. A thread reads them, so that neither they nor Ctrl-C have to wait."""
-        if self.camera:
-            self.capture = self._open()  # not in the thread: macOS asks the user for permission in the main one only
-        self.thread = threading.Thread(target=self._capture_loop, daemon=True)
-        self.thread.start()
-        start, taken = None, 0
-        while True:
-            deadline = time.perf_counter() + LOST_TIMEOUT * (1 if taken else 2)
-            while not self.newest:
-                if not self.thread.is_alive() or time.perf_counter() > deadline:  # it ends if it can't open the source
-                    self._fail(f"lost, and not back in {LOST_TIMEOUT} seconds" if taken else "can't be opened")
-                self.arrived.wait(0.1)  # not longer: Windows heeds Ctrl-C between waits only
-                self.arrived.clear()
-            image, seconds, number = self.newest.pop()
-            start = start or seconds
-            self.dropped, taken = self.dropped + number - taken - 1, number
-            yield image, seconds - start
-
-    def _capture_loop(self):
-        """Keep the newest frame, and open the source again when it is lost; runs in the thread."""
-        capture = self.capture or self._open()
-        opened, broken, number, latest = capture.isOpened(), 0, 0, time.perf_counter()
-        while opened and not self.closing.is_set():
-            good, image = capture.read()
-            if good:
-                self.skipped, broken = self.skipped + broken, 0
-                latest, number = time.perf_counter(), number + 1
-                self.newest.append((image, latest, number))
-                self.arrived.set()
-                continue
-            broken += 1
-            if broken > MAX_BROKEN_LIVE or time.perf_counter() - latest > STALL_TIMEOUT:
-                _release(capture)
-                self.closing.wait(0.2)
-                capture, broken, latest = self._open(), 0, time.perf_counter()
-        _release(capture)
+    def _open_address(self):
+        """Return the image at the address, or a Video."""
+        suffix, may_be_image = Path(self.url[2]).suffix.lower(), self.scheme not in STREAM_SCHEMES
+        image_first = may_be_image and suffix in IMAGE_SUFFIXES
+        data = _read_image_bytes(self.address, self.scheme) if image_first else None
+        if data is None:
+            try:
+                return self.open()
+            except VideoError:
+                if may_be_image and not image_first:
+                    data = _read_image_bytes(self.address, self.scheme)
+                if data is None:
+                    raise
+        return decode_image(data, self.name)
 
 
-def _release(capture):
-    """Close a capture and return its memory to the system; glibc would keep most of it, and take more for the next."""
-    capture.release()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
+def _interruptible(function):
+    """Call a function in a thread, which Ctrl-C needn't wait for."""
+    results = queue.SimpleQueue()
+
+    def work():
+        try:
+            results.put((function(), None))
+        except Exception as error:
+            results.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        with contextlib.suppress(queue.Empty):
+            result, error = results.get(timeout=0.1)  # not longer: Windows heeds Ctrl-C between waits only
+            if error:
+                raise error
+            return result
+
+
+def _read_image_bytes(address, scheme):
+    """Read an image file at an address; None if what is there is none.
+
+    It ends after MAX_IMAGE_BYTES + 1 bytes, or MAX_IMAGE_SECONDS.
+    """
+    import av
+
+    options = {"protocol_whitelist": ADDRESSES[scheme][0], "raw_packet_size": str(BUFFER_BYTES)}
+    deadline, data = time.perf_counter() + MAX_IMAGE_SECONDS, bytearray()
+    with contextlib.suppress(av.error.FFmpegError, OSError):  # also where a server that told no size has sent all
+        timeouts = video.LOST_TIMEOUT, video.STALL_TIMEOUT
+        with av.open(address, format="data", container_options=options, timeout=timeouts) as container:
+            for packet in container.demux():
+                data += packet
+                if not image_format(bytes(data[:HEAD_BYTES])) or time.perf_counter() > deadline:
+                    return None
+                if len(data) > MAX_IMAGE_BYTES:
+                    break
+    return bytes(data) or None

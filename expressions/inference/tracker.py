@@ -135,7 +135,7 @@ class Track:
         uncertain = self.label == len(labels)
         confidence = self.probabilities.max() if uncertain else self.probabilities[self.label]
         label = UNCERTAIN if uncertain else labels[self.label]
-        return Face(self.box, label, float(confidence), self.track_id, self.probabilities)
+        return Face(self.box, label, float(confidence), self.track_id, tuple(self.probabilities.tolist()))
 
 
 class Tracker:

@@ -39,7 +39,7 @@ class Face(NamedTuple):
     label: str  # one of the classifier's, or UNCERTAIN
     confidence: float  # the label's probability, 0 to 1; with UNCERTAIN, that of the likeliest label
     track_id: int  # the identity of the face, from 1
-    probabilities: np.ndarray  # float32 (classes,), smoothed over time
+    probabilities: tuple[float, ...]  # of each class, smoothed over time
 
     @property
     def number(self) -> int:

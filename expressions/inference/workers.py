@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import re
+import secrets
 import signal
 import socket
 import threading
@@ -22,11 +23,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from expressions import UserError
-from expressions.cli import escape_unprintable
+from expressions import UserError, cli
 
 ATTEMPTS = 5  # machines of a cluster may be taken away again and again
 TASKS_PER_WORKER = 2  # that a cluster has at a time, so that no worker waits for its next one
+RAY_VERSION = (2, 52)  # the first in which RAY_AUTH_MODE=token is heeded; others let everybody in
 CONNECT_SECONDS = 10  # in which a cluster has to answer
 RECOUNT_SECONDS = 10  # after which a cluster is asked again how many workers it has
 FILES_PER_WORKER, OTHER_FILES = 8, 64  # that the program has open
@@ -54,16 +55,17 @@ def processes(count: int) -> Iterator[Workers]:
         def new_pool():  # one for each process: when it crashes, its pool loses all tasks
             return pools.enter_context(ProcessPoolExecutor(1, context, _exit_with_parent))
 
-        def submit(function, task):
+        def submit(function, task):  # a process that starts now inherits that Ctrl-C is ignored
             pool = free.pop()
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process that starts now inherits this
+            handler = cli.in_main_thread() and signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 future = pool.submit(function, task)
             except BrokenProcessPool:  # it crashed while it was idle
                 pool = new_pool()
                 future = pool.submit(function, task)
             finally:
-                signal.signal(signal.SIGINT, handler)
+                if handler:
+                    signal.signal(signal.SIGINT, handler)
             future.add_done_callback(lambda _: free.append(pool))
             return future
 
@@ -86,14 +88,19 @@ def _exit_with_parent():
 def cluster(address: str, folder: Path) -> Iterator[Workers]:
     """Use the processors of a Ray cluster, each a worker. Raises UserError without Ray or the cluster.
 
-    The address is such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block. All
-    machines get a copy of the program's folder.
+    The address is such as 192.168.0.9:6379 or auto; "" starts a cluster on this machine for the `with` block, which no
+    other machine and no other user can reach. All machines get a copy of the program's folder.
     """
+    if not address:  # 0: Ray listens on loopback alone, on Linux as well
+        os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()  # Ray's own lies in a file that others may read
     try:
         import ray
         from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
     except ImportError:
         raise UserError("--ray: Ray is not installed; run: pip install ray, or use --workers instead") from None
+    if tuple(map(int, re.findall("[0-9]+", ray.__version__)[:2])) < RAY_VERSION:
+        raise UserError(f"--ray: Ray {ray.__version__} can't keep strangers out; run: pip install --upgrade ray")
     host = re.fullmatch("(?:ray://)?(.+):([0-9]{1,5})", address)
     try:
         if host:  # Ray itself would try for minutes
@@ -159,4 +166,4 @@ def run_tasks(workers: Workers, function: Callable, tasks: Iterable, priority_ta
 
 
 def _last_line(error):  # before it, Ray tells of the error's origin
-    return escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])
+    return cli.escape_unprintable((str(error).strip() or type(error).__name__).splitlines()[-1])

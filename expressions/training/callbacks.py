@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import os
 import time
 import zipfile
@@ -20,16 +19,17 @@ MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
 # what NumPy and zipfile raise for a damaged file
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
-# Keras reminds at every save that .h5 is an old format; it is the one that was asked for
-logging.getLogger("absl").addFilter(lambda record: "HDF5 file" not in record.getMessage())
-
 
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
-    """ModelCheckpoint of the best validation accuracy; a run killed while it saves leaves the model of before."""
+    """ModelCheckpoint of the best validation accuracy; a run killed while it saves leaves the model of before.
+
+    `path` ends in .keras, which Keras makes in memory: HDF5 crashes where the disk fills up while it writes an .h5.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.partial = path, path.with_suffix(".partial.h5")
-        super().__init__(self.partial, monitor="val_accuracy", mode="max", save_best_only=True)
+        self.path, self.partial = path, path.with_stem(f"{path.stem}.new")
+        name = str(self.partial).replace("{", "{{").replace("}", "}}")  # Keras takes it for a pattern
+        super().__init__(name, monitor="val_accuracy", mode="max", save_best_only=True)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Save the network if it is the best so far, then replace the file at `path` in one step."""

@@ -1,6 +1,7 @@
 """The command line of train.py."""
 
 import argparse
+import re
 from pathlib import Path
 
 from expressions import UserError, cli
@@ -23,14 +24,19 @@ def parse(arguments: list[str] | None, description: str, networks: list[str], ep
         help="to compute in (default: auto, which is bfloat16 where the processor has it)")  # fmt: skip
     add("--model", type=Path, help="the .h5 to write (default: models/emotion_model.h5, or synthetic_model.h5)")
     add("--show", metavar="EXPRESSION", help="show pictures of this class in a window before training")
-    add("--teacher", type=Path, nargs="+", default=[], metavar="MODEL", help="models to learn from, besides the labels")
+    add("--teacher", type=Path, nargs="+", default=[], metavar="FILE",
+        help="models, or soft labels (.npz), to learn from besides the labels")  # fmt: skip
+    add("--soft-labels", type=Path, metavar="FILE", help="write what the teachers say into this .npz, and don't train")
+    add("--fold", type=_fold, metavar="K/N", help="leave out the K-th of N parts of the training images")
     add("--resume", action="store_true", help="continue the stopped run whose state is in the model's folder")
     add = parser.add_argument_group("measuring a model instead of training one").add_argument
-    add("--evaluate", type=Path, metavar="MODEL", help="the .h5 to measure")
+    add("--evaluate", type=Path, metavar="MODEL", help="the .h5 or .keras to measure")
     add("--split", choices=SPLITS, help="the images to measure it on (default: validation)")
     add("--labels", help="names of its outputs in order, separated by commas; for a file that doesn't contain them")
     add("--scaling", choices=SCALINGS, help="the pixel range it expects: 0 to 1, -1 to 1, 0 to 255, or standardised")
     options = parser.parse_args(arguments)
+    if options.soft_labels and not options.teacher:
+        parser.error("--soft-labels takes --teacher, the models that it asks")
     if options.network and options.start:
         parser.error("--start has the network of its model; leave --network out")
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
@@ -39,6 +45,13 @@ def parse(arguments: list[str] | None, description: str, networks: list[str], ep
     if not options.evaluate and given & {"split", "labels", "scaling"}:
         parser.error("--split, --labels and --scaling go with --evaluate")
     return options
+
+
+def _fold(text):
+    match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: takes K/N with a K from 1 to N, such as 1/4")
+    return text
 
 
 def check(options: argparse.Namespace, labels: tuple[str, ...]) -> None:
@@ -50,5 +63,7 @@ def check(options: argparse.Namespace, labels: tuple[str, ...]) -> None:
     for name, models in (("--start", filter(None, [options.start])), ("--teacher", options.teacher)):
         if any(other.resolve() == model.resolve() for other in models):
             raise UserError(f"{name} {model}: is the model to be written; give that another name with --model")
+    if options.soft_labels and options.soft_labels.suffix != ".npz":
+        raise UserError(f"--soft-labels {options.soft_labels}: takes a file whose name ends in .npz")
     if options.show and options.show not in labels:
         raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(labels)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expressions import UserError
+from expressions import UNCERTAIN, UserError
 from expressions.training import readers
 from expressions.training.readers import SPLITS, Dataset, Split, find_dataset
 
@@ -16,16 +16,19 @@ def load(path: str | os.PathLike, training: bool = True) -> Dataset:
     """Read the data set at `path`, a file or a folder, and FER+ votes beside it; `training` as in `prepare`."""
     path = Path(path)
     try:
-        found = find_dataset(path)
+        tree = readers.Tree(path if path.is_dir() else path.parent)
+        found = find_dataset(path, tree)
         if found is None:
             columns = " and ".join(readers.CSV_COLUMNS)
             no_table = f"no table whose first line has {columns}; if it is packed, unpack it first"
             no_folder = "no data set here; it takes train/ and validation/ with a folder per class, or fer2013.csv"
             raise UserError(f"{path}: {no_table if path.is_file() else no_folder}")
-        votes = readers.read_votes({place if place.is_dir() else place.parent for place in (path, found)})
-        data = (readers.read_csv if found.is_file() else readers.read_folders)(found, votes)
+        votes = readers.read_votes({place if place.is_dir() else place.parent for place in (path, found)}, tree)
+        data = readers.read_csv(found, votes) if found.is_file() else readers.read_folders(found, votes, tree)
     except OSError as error:
         raise UserError(f"{error.filename or path}: can't be read ({error.strerror}); check its permissions") from None
+    if tree.links:
+        data = data._replace(notes=(*data.notes, readers.note("link", tree.links)))
     return prepare(data, training)
 
 
@@ -55,6 +58,8 @@ def prepare(data: Dataset, training: bool = True) -> Dataset:
     notes += [*_note_copies(splits), *_check_votes(splits)]
     if training and len(data.labels) < 2:
         raise UserError(f"{data.source}: only one class ({', '.join(data.labels)}); training takes at least two")
+    if training and UNCERTAIN in data.labels:
+        raise UserError(f"{data.source}: a class is called {UNCERTAIN}, which means that none is likely; rename it")
     for name, split in splits.items():
         missing = [label for index, label in enumerate(data.labels) if index not in split.labels]
         if name != "train":

@@ -177,28 +177,33 @@ class GracefulStop(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.requested, self.stopped, self.signals = False, False, ()
+        self.requested, self.stopped, self.handlers = False, False, {}
         self.together = process_info().world_size > 1
 
     def __enter__(self) -> "GracefulStop":
-        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-        self.signals = [number for number, handler in handlers.items() if handler == signal.default_int_handler]
-        self._handle_signals(self._request)
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals() if cli.in_main_thread()}
+        interrupts = (signal.default_int_handler, cli.interrupt_once)
+        self.handlers = {number: handler for number, handler in handlers.items() if handler in interrupts}
+        for number in self.handlers:
+            signal.signal(number, self._request)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> bool:
-        self._handle_signals(signal.default_int_handler)
+        self._restore_handlers()
         self.stopped = kind is KeyboardInterrupt
         return self.stopped
 
-    def _handle_signals(self, handler):
-        for number in self.signals:
-            signal.signal(number, handler)
+    def _restore_handlers(self):
+        for number, handler in self.handlers.items():
+            if signal.getsignal(number) == self._request:  # else it is ignored by now
+                signal.signal(number, handler)
 
-    def _request(self, *_):
+    def _request(self, number, _):
         self.requested = True
+        if self.handlers[number] == cli.interrupt_once:
+            signal.signal(number, signal.SIG_IGN)
         if not self.together:
-            self._handle_signals(signal.default_int_handler)
+            self._restore_handlers()
             with contextlib.suppress(OSError, RuntimeError):  # its terminal closed, or amid another print
                 print("\nStopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from expressions import UserError
 from expressions.classifier import Classifier
 from expressions.cli import escape_unprintable
 from expressions.files import atomic_write
-from expressions.model_file import convert_to_float16, read_metadata, write_metadata, write_votes_layer
+from expressions.model_file import dump_model, read_metadata
 from expressions.training import dataset, metrics, report
 from expressions.training.readers import Dataset
 from expressions.training.targets import extract_label_head
@@ -40,6 +40,8 @@ def evaluate(options: argparse.Namespace, path: Path) -> None:
     split = data.splits[name]
     evaluations = metrics.evaluate(classifier, split, data.labels)
     print(f"\n{options.evaluate} on {name}, n = {len(split.images)}:\n{metrics.format_tables(evaluations)}")
+    corrupted = metrics.format_corrupted(metrics.evaluate_corrupted(classifier, split, data.labels))
+    print(f"\nAs a camera sees it, single view:\n{corrupted.to_string()}")
     if name == "train" or "train" not in data.splits:
         return
     copies = dataset.duplicate_mask(split, data.splits["train"])
@@ -55,14 +57,14 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     """Write the model file and its report, and print how good it is; keep a model of another run under another name.
 
     Args:
-        best: The network of the run's best epoch, an .h5 file in the directory for the report.
+        best: The network of the run's best epoch, a .keras file in the directory for the report.
         build: Makes that network, from the number of outputs and their activation.
         data: What it was trained on.
         options: Of train.py, completed.
         tau: See `extract_label_head`.
         started: When the run began; tells runs apart.
     """
-    directory, partial, classes = best.parent, options.model.with_suffix(".partial.h5"), len(data.labels)
+    directory, classes = best.parent, len(data.labels)
     if not best.exists():
         raise UserError(f"{directory}: no epoch has ended well, so there is no model; {options.model} is as it was")
     weights = keras.models.load_model(best, compile=False).get_weights()
@@ -70,10 +72,7 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     label_head = extract_label_head(weights, np.bincount(data.splits["train"].labels), tau)
     network = build(classes, "softmax")
     network.set_weights(label_head)
-    network.save(partial)
-    if bias.size > classes:
-        write_votes_layer(partial, kernel[:, classes:], bias[classes:])
-    convert_to_float16(partial)
+    votes = (kernel[:, classes:], bias[classes:]) if bias.size > classes else None
 
     # measured with all outputs, as the file gives them: the weights in float16
     logits = build(bias.size, None)
@@ -85,13 +84,17 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     metadata["temperature"] = metrics.fit_temperature(views, validation.labels)
     evaluations = metrics.evaluate(classifier, validation, data.labels)
     metadata["metrics"] = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
-    write_metadata(partial, metadata)
-    os.replace(directory / "history.partial.csv", directory / "history.csv")
-    report.write_report(directory, metadata, data, evaluations, megabytes=partial.stat().st_size / 1e6)
-    _keep_previous(options.model, started)
-    os.replace(partial, options.model)
+    corrupted = metrics.evaluate_corrupted(classifier, validation, data.labels)
+    metadata["metrics"]["as a camera sees it"] = corrupted["top-1"].round(6).to_dict()
+    content = dump_model(network, metadata, votes)
+    with atomic_write(options.model) as partial:
+        partial.write_bytes(content)
+        os.replace(directory / "history.partial.csv", directory / "history.csv")
+        report.write_report(directory, metadata, data, evaluations, corrupted, megabytes=len(content) / 1e6)
+        _keep_previous(options.model, started)
     print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:")
     print(metrics.format_tables(evaluations))
+    print(f"\nAs a camera sees it, single view:\n{metrics.format_corrupted(corrupted).to_string()}")
     print(f"\nModel:  {options.model}\nReport: {directory}")
 
 
@@ -101,7 +104,8 @@ def _describe(data, options, parameters):
         "labels": list(data.labels), "scaling": "unit", "temperature": 1,
         "data": data.source, "fingerprint": data.fingerprint(),
         "seed": options.seed, "batch_size": options.batch_size, "precision": options.precision,
-        "start": options.start and options.start.name, "teachers": [path.name for path in options.teacher],
+        "fold": options.fold, "start": options.start and options.start.name,
+        "teachers": [path.name for path in options.teacher],
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
         "versions": f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}",
     }  # fmt: skip
@@ -113,7 +117,8 @@ def _keep_previous(model, started):
             return
     except UserError:  # not one of ours
         pass
-    previous = model.with_suffix(".previous.h5")
+    names = (f"{model.stem}.previous{number}.h5" for number in ("", *range(2, 10**6)))
+    previous = next(path for path in map(model.with_name, names) if not path.exists())
     with atomic_write(previous) as copy:
         shutil.copy2(model, copy)
     print(f"\nThe model that was there is now {previous}.")

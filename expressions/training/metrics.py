@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 
 from expressions import UserError
-from expressions.classifier import Classifier
+from expressions.classifier import SHOWN_VOTES, Classifier
+from expressions.training.corruptions import corrupt
 from expressions.training.readers import Split
 
 CALIBRATION_BINS = 15
+VIEWS = {"single view": {}, "with mirrored view": {"flip_tta": True}, "votes": {"votes": 1}}
+VIEWS["shown"] = {"votes": SHOWN_VOTES, "flip_tta": True}
 AGREEMENT = 0.6  # of the taggers: their majority label is then hardly a matter of chance
 
 
@@ -107,12 +110,14 @@ class Evaluation(NamedTuple):
         }
 
 
-def evaluate(classifier: Classifier, split: Split, labels: Sequence[str]) -> dict[str, Evaluation]:
+def evaluate(
+    classifier: Classifier, split: Split, labels: Sequence[str], views: Sequence[str] = tuple(VIEWS)
+) -> dict[str, Evaluation]:
     """Evaluate a Classifier on images of the classes `labels`; it may know more of them, in another order.
 
-    Returns "single view", "with mirrored view" (the mean over each image and its mirror image), "votes" (by the votes
-    that the classifier predicts) if classifier and split have votes, and "shown" (as the webcam program labels images)
-    if the classifier has votes.
+    Returns those of `views`: "single view", "with mirrored view" (the mean over each image and its mirror image),
+    "votes" (by the votes that the classifier predicts) if classifier and split have votes, and "shown" (as the webcam
+    program labels images) if the classifier has votes.
     """
     unknown = [label for label in labels if label not in classifier.labels]
     if unknown:
@@ -121,19 +126,32 @@ def evaluate(classifier: Classifier, split: Split, labels: Sequence[str]) -> dic
             "if it has another name for it, give the data set's names with --labels"
         )
     columns = np.array([classifier.labels.index(label) for label in labels])
-    views, votes = {"single view": {}, "with mirrored view": {"flip_tta": True}}, None
+    votes = None
     if split.votes is not None:
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
-        if classifier.has_votes:
-            views["votes"] = {"votes": 1}
-    if classifier.has_votes:
-        views["shown"] = {"votes": classifier.shown_votes, "flip_tta": True}
+    if votes is None or not classifier.has_votes:
+        views = [name for name in views if name != "votes"]
+    if not classifier.has_votes:
+        views = [name for name in views if name != "shown"]
     y_true = columns[split.labels]
     return {
-        name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **options), votes)
-        for name, options in views.items()
+        name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **VIEWS[name]), votes)
+        for name in views
     }
+
+
+def evaluate_corrupted(classifier: Classifier, split: Split, labels: Sequence[str]) -> pd.DataFrame:
+    """Evaluate on the images as a camera sees them: top-1 and macro F1, 0 to 1, by corruption, and their means.
+
+    They are of a single view; see `evaluate` and `corruptions.CORRUPTIONS`.
+    """
+    rows = {}
+    for name, images in corrupt(split.images).items():
+        evaluation = evaluate(classifier, split._replace(images=images), labels, views=("single view",))["single view"]
+        rows[name] = {"top-1": evaluation.accuracy, "macro F1": evaluation.macro_f1}
+    table = pd.DataFrame(rows).T
+    return pd.concat([table, table.mean().to_frame("mean").T])
 
 
 def compare(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
@@ -148,6 +166,13 @@ def format_tables(evaluations: dict[str, Evaluation]) -> str:
     confusion = pd.DataFrame(first.confusion_matrix(), index=list(first.labels), columns=columns)
     per_class = first.per_class().round(3).to_string(na_rep="-")
     return "\n\n".join([compare(evaluations).to_string(), per_class, confusion.to_string()])
+
+
+def format_corrupted(table: pd.DataFrame) -> pd.DataFrame:
+    """What `evaluate_corrupted` measured as the user reads it, a table of texts."""
+    return pd.DataFrame(
+        {"top-1": table["top-1"].map("{:.1%}".format), "macro F1": table["macro F1"].map("{:.3f}".format)}
+    )
 
 
 def fit_temperature(views: Sequence[np.ndarray], y_true: np.ndarray) -> float:

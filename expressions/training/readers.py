@@ -3,10 +3,10 @@
 Every image file becomes 48x48 gray by `preprocess_face`, which the webcam uses too; a row of the CSV is that already.
 """
 
-import contextlib
-import csv
 import hashlib
 import os
+import sys
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,24 +16,30 @@ import pandas as pd
 
 from expressions import EMOTIONS, IMAGE_SIZE, UserError
 from expressions.cli import escape_unprintable
+from expressions.image_formats import IMAGE_SUFFIXES
 from expressions.images import preprocess_face, read_image
+from expressions.training import csv_rows, fer2013
 
 SPLITS = {  # and the names of their folders
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "publictest"),
+    "test": ("test", "testing", "privatetest"),
 }
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-SKIPPED = {  # the files that a data set is read without, and how they are reported
-    "unreadable": "that can't be read, or are no image OpenCV knows",
-    "link": "that are links out of the data set; put the images themselves there",
-    "other": "and folders whose names don't end as those of images do",
-    "loose": "that lie in no class's folder",
+MAX_FACE_SIDE, MAX_FACE_RATIO = 512, 1.25  # pixels, long side to short one; beyond them, an image is no mere face
+NOTES = {  # on files of a data set
+    "unreadable": "skipped {} files that can't be read, or are no image OpenCV knows",
+    "link": "skipped {} files that are links out of the data set; put the files there, or give --data their place",
+    "other": "skipped {} files and folders whose names don't end as those of images do",
+    "loose": "skipped {} files that lie in no class's folder",
+    "split": "skipped {} folders whose names are not those of train, validation or test",
+    "photograph": f"squeezed {{}} images, over {MAX_FACE_SIDE} pixels or not square, as if each were a face; of "
+    "photographs, cut out the faces first",
 }
 CSV_CODES = dict(zip("0123456", ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"), strict=True))
 CSV_COLUMNS = ("emotion", "pixels")
 CSV_USAGES = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
-MAX_LINE_CHARACTERS = 2**16  # of a CSV file; bounds the memory
+MAX_NAME = 255  # characters; no file has a longer one
+MAX_VOTES = 10**6  # for one image, on which ten people voted
 FERPLUS_COLUMNS = {  # of fer2013new.csv, and the names of their classes here
     "anger": "angry", "disgust": "disgust", "fear": "fear", "happiness": "happy", "neutral": "neutral",
     "sadness": "sad", "surprise": "surprise",
@@ -91,48 +97,85 @@ class Dataset(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-def find_dataset(path: Path) -> Path | None:
-    """Find the CSV file, or the folder with split or class folders, at `path` or one level below it; None if none."""
+class Tree:
+    """The folders of a data set. Links that lead out of `home` are not followed, and are kept in `links`.
+
+    A downloaded data set could otherwise have any image of this machine read.
+    """
+
+    def __init__(self, home: Path):
+        self.home, self.links = home.resolve(), set()
+
+    def entries(self, folder: Path) -> list[Path]:
+        """Return what is in a folder, sorted, but for such links and for what macOS adds to archives."""
+        visible = [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__MACOSX"))]
+        links = {Path(entry) for entry in visible if entry.is_symlink()}
+        links = {link for link in links if not Path(os.path.realpath(link)).is_relative_to(self.home)}
+        self.links |= links
+        return sorted(set(map(Path, visible)) - links)
+
+
+def find_dataset(path: Path, tree: Tree | None = None) -> Path | None:
+    """Find the CSV file, or the folder with split or class folders, at `path` or one level below it; None if none.
+
+    Raises UserError if there are several, or if nothing but links that lead out of `path` may be one.
+    """
     if not path.is_dir():
-        return path if _has_columns(path, *CSV_COLUMNS) else None
-    below = [entry for entry in _list_visible(path) if entry.is_dir()]
+        return path if csv_rows.has_columns(path, *CSV_COLUMNS) else None
+    tree = tree or Tree(path)
+    below = [entry for entry in tree.entries(path) if entry.is_dir()]
     found = []
     for folder in [path, *below]:
-        tables = [file for file in sorted(folder.glob("*.csv")) if _has_columns(file, *CSV_COLUMNS)]
+        tables = _find_tables(tree, folder, *CSV_COLUMNS)
         # the challenge's download holds its training rows a second time, without a column for the split
-        found += [file for file in tables if _has_columns(file, "Usage")] or tables
-        if any(_find_split_folder(folder, split) for split in SPLITS):
+        found += [file for file in tables if csv_rows.has_columns(file, "Usage")] or tables
+        if any(_find_split_folder(tree, folder, split) for split in SPLITS):
             found.append(folder)
     if len(found) > 1:
         raise UserError(f"{path}: several data sets: {', '.join(map(str, found))}; name one of them with --data")
     if found:
         return found[0]
     # no split folders at all: the class folders are right here
-    return path if any(_is_image(file) for folder in below for file in _list_visible(folder)) else None
+    if any(_is_image(file) for folder in below for file in tree.entries(folder)):
+        return path
+    if tree.links:
+        raise UserError(f"{path}: no data set here; {note('link', tree.links)}")
+    return None
 
 
-def _find_split_folder(folder, split):
-    found = [entry for entry in _list_visible(folder) if entry.name.lower() in SPLITS[split] and entry.is_dir()]
+def _find_split_folder(tree, folder, split):
+    found = [entry for entry in tree.entries(folder) if entry.name.lower() in SPLITS[split] and entry.is_dir()]
     if len(found) > 1:
         raise UserError(f"{folder}: several folders for {split}: {', '.join(each.name for each in found)}; keep one")
     return found[0] if found else None
 
 
-def _list_visible(folder):  # without what macOS adds to archives
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+def _find_tables(tree, folder, *columns):
+    return [file for file in tree.entries(folder) if file.suffix == ".csv" and csv_rows.has_columns(file, *columns)]
+
+
+def note(kind: str, paths: Iterable[Path]) -> str:
+    """Return the sentence of this kind in NOTES, which counts and names the files at `paths`."""
+    paths = sorted(paths)
+    return f"{NOTES[kind].format(len(paths))}: {', '.join(map(str, paths[:3]))}{', ...' * (len(paths) > 3)}"
 
 
 def _is_image(path):
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def read_folders(root: Path, votes: pd.DataFrame | None) -> Dataset:
-    """Read a folder of class folders, with or without split folders above them; join votes by the names of files."""
-    folders = {split: _find_split_folder(root, split) for split in SPLITS}
-    if not any(folders.values()):
+def read_folders(root: Path, votes: pd.DataFrame | None, tree: Tree) -> Dataset:
+    """Read a folder of class folders, with or without split folders above them.
+
+    Votes are joined by the names of files or, where no name in a split is FER+'s, by the content of images.
+    """
+    folders = {split: _find_split_folder(tree, root, split) for split in SPLITS}
+    noted = {kind: [] for kind in NOTES}
+    if any(folders.values()):
+        noted["split"] = [entry for entry in tree.entries(root) if entry.is_dir() and entry not in folders.values()]
+    else:
         folders["train"] = root
-    skipped = {reason: [] for reason in SKIPPED}
-    files = {split: _list_classes(folder, root, skipped) if folder else {} for split, folder in folders.items()}
+    files = {split: _list_classes(tree, folder, noted) if folder else {} for split, folder in folders.items()}
     if not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
         for label, paths in files["test"].items():
             files["validation"][label] = [file for file in paths if file.name.startswith("PublicTest_")]
@@ -142,84 +185,53 @@ def read_folders(root: Path, votes: pd.DataFrame | None) -> Dataset:
     if votes is not None and labels != EMOTIONS:
         notes.append("FER+ votes left out: the classes are others")
         votes = None
-    splits = {split: _read_split(classes, labels, votes, skipped["unreadable"]) for split, classes in files.items()}
-    for reason, paths in skipped.items():
-        if paths:
-            examples = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
-            notes.append(f"skipped {len(paths)} files {SKIPPED[reason]}: {examples}")
+    splits = {split: _read_split(classes, labels, votes, noted) for split, classes in files.items()}
+    notes += [note(kind, paths) for kind, paths in noted.items() if paths]
     splits = {name: split for name, split in splits.items() if split}
     return Dataset(root.resolve().name, labels, splits, tuple(notes))
 
 
-def _list_classes(folder, root, skipped):
-    """Return {class name: image files} of the class folders in `folder`. All other files are added to `skipped`."""
-    home, classes = root.resolve(), {}
-
-    def leads_out(entry):  # a downloaded data set could otherwise have any image of this machine read
-        return entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(home)
-
-    for entry in _list_visible(folder):
-        if leads_out(folder) or leads_out(entry):
-            skipped["link"].append(entry)
-        elif entry.is_dir():
+def _list_classes(tree, folder, noted):
+    """Return {class name: image files} of the class folders in `folder`. All other files are added to `noted`."""
+    classes = {}
+    for entry in tree.entries(folder):
+        if entry.is_dir():
             images = classes.setdefault(escape_unprintable(entry.name.lower()), [])
-            for file in _list_visible(entry):
-                kind = skipped["link"] if leads_out(file) else images if _is_image(file) else skipped["other"]
-                kind.append(file)
+            for file in tree.entries(entry):
+                (images if _is_image(file) else noted["other"]).append(file)
         elif _is_image(entry):
-            skipped["loose"].append(entry)
+            noted["loose"].append(entry)
     return classes
 
 
-def _read_split(classes, labels, votes, unreadable):
+def _read_split(classes, labels, votes, noted):
     """Read the files of {class name: image files}. Returns None if there is no image among them."""
     rows = []
     for index, label in enumerate(labels):
         for file in classes.get(label, ()):
-            image = None
-            with contextlib.suppress(OSError):  # no permission, gone since it was listed, a bad disk
+            try:
                 image = read_image(file)
-            if image is None:
-                unreadable.append(file)
-            else:
-                rows.append((preprocess_face(image), index, file.name))
+            except OSError:  # no permission, gone since it was listed, a bad disk
+                noted["unreadable"].append(str(file))
+                continue
+            except UserError as error:  # it tells the path and the reason
+                noted["unreadable"].append(str(error))
+                continue
+            rows.append((preprocess_face(image), index, file.name))
+            short, long = sorted(image.shape[:2])
+            if long > min(MAX_FACE_SIDE, MAX_FACE_RATIO * short):
+                noted["photograph"].append(file)
     if not rows:
         return None
     images, indices, names = zip(*rows, strict=True)
     if votes is not None:
-        votes = votes[~votes.index.duplicated()][VOTES].reindex(names, fill_value=0).to_numpy()
+        votes = votes[~votes.index.duplicated()][VOTES]
+        by_name = votes.reindex(names, fill_value=0).to_numpy()
+        votes = by_name if votes.index.isin(names).any() else fer2013.join_votes(np.stack(images), votes)
     return Split(np.stack(images), np.array(indices), votes)
 
 
-def _has_columns(path, *columns):
-    """Whether `path` is a CSV file whose first line has all of `columns`."""
-    if not path.is_file():  # opening a named pipe would block
-        return False
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            names = next(csv.reader([file.readline(1000)], skipinitialspace=True), ())
-    except (OSError, csv.Error):
-        return False
-    return set(columns) <= {name.strip() for name in names}
-
-
-def _read_rows(path, *columns):
-    """Yield the rows of a CSV file as {column: text}. One is in memory at a time, with a bound on its characters."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), skipinitialspace=True)
-        try:
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            if not set(columns) <= set(reader.fieldnames):
-                raise UserError(f"{path}: its first line is damaged; download it again")
-            for number, row in enumerate(reader, 1):
-                if None in row:
-                    raise UserError(f"{path}: data row {number} has more fields than the first line; download it again")
-                yield row
-        except csv.Error as error:
-            raise UserError(f"{path}: not a whole CSV file ({error}); download it again") from None
-
-
-def read_votes(folders: Iterable[Path]) -> pd.DataFrame | None:
+def read_votes(folders: Iterable[Path], tree: Tree) -> pd.DataFrame | None:
     """Read the FER+ votes (Barsoum et al. 2016, arXiv:1608.01041) from fer2013new.csv in one of `folders`.
 
     Returns a row for each row of fer2013.csv, in its order, with the image's file name as the index: Usage, and the
@@ -227,29 +239,34 @@ def read_votes(folders: Iterable[Path]) -> pd.DataFrame | None:
     """
     columns = [*FERPLUS_COLUMNS, *FERPLUS_OTHERS]
     all_columns = ["Usage", "Image name", *columns]
-    tables = sorted(file for folder in folders for file in folder.glob("*.csv"))
-    found = [file for file in tables if _has_columns(file, *all_columns)]
+    found = [file for folder in sorted(folders) for file in _find_tables(tree, folder, *all_columns)]
     if not found:
         return None
     if len(found) > 1:
         raise UserError(f"several files of FER+ votes: {', '.join(map(str, found))}; keep one of them")
-    table = pd.DataFrame(_read_rows(found[0], *all_columns), columns=all_columns)
-    votes = table[columns].apply(pd.to_numeric, errors="coerce")
-    valid = ((votes >= 0) & np.isfinite(votes)).all(axis=1).to_numpy()
-    if not valid.all():
-        row = valid.argmin() + 1
-        raise UserError(f"{found[0]}: data row {row}: votes are not all numbers from 0 up; download it again")
-    shares = votes.div(votes.sum(axis=1).clip(lower=1), axis=0).rename(columns=FERPLUS_COLUMNS)
+    usages, names, numbers = [], [], array("f")  # not texts, which take many times the memory
+    for place, row in csv_rows.read_rows(found[0], *all_columns):
+        try:
+            votes = [float(row[column]) for column in columns]
+        except (TypeError, ValueError):  # the first where there is none
+            votes = [-1.0]
+        if not (min(votes) >= 0 and sum(votes) <= MAX_VOTES):
+            raise UserError(f"{place}: votes are not all numbers from 0 up; download it again")
+        usages.append(sys.intern((row["Usage"] or "")[:MAX_NAME]))
+        names.append((row["Image name"] or "")[:MAX_NAME])
+        numbers.extend(votes)
+    votes = np.frombuffer(numbers, np.float32).reshape(-1, len(columns))
+    votes = pd.DataFrame(votes, names, columns).rename(columns=FERPLUS_COLUMNS)
+    shares = votes.div(votes.sum(axis=1).clip(lower=1), axis=0)
     shares["other"] = shares[list(FERPLUS_OTHERS)].sum(axis=1)
-    shares = shares[VOTES].astype(np.float32)
-    return shares.assign(Usage=table["Usage"]).set_index(table["Image name"].fillna(""))
+    return shares[VOTES].assign(Usage=usages)
 
 
 def read_csv(path: Path, votes: pd.DataFrame | None) -> Dataset:
     """Read fer2013.csv or icml_face_data.csv; join votes by the number of the row."""
     images, labels, usages = [], [], []
-    for number, row in enumerate(_read_rows(path, *CSV_COLUMNS), 1):
-        place, usage = f"{path}: data row {number}", row.get("Usage", "Training")
+    for place, row in csv_rows.read_rows(path, *CSV_COLUMNS):
+        usage = row.get("Usage", "Training")
         try:
             pixels = np.array((row["pixels"] or "").split(), dtype=np.int64)
         except (ValueError, OverflowError):

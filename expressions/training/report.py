@@ -9,18 +9,22 @@ import seaborn
 from matplotlib.figure import Figure
 
 from expressions.files import atomic_write
-from expressions.training.metrics import Evaluation, compare
+from expressions.training.metrics import Evaluation, compare, format_corrupted
 from expressions.training.readers import Dataset
 
 matplotlib.rcParams["text.parse_math"] = False  # a class may have $ in its name
 MODEL_CARD = Path(__file__).with_name("model_card.md")
-GRID = (4, 8)  # rows, at most, and columns of an image grid
+GRID = (4, 8)  # rows and columns of an image grid
+MAX_ROWS = 40  # classes in a figure of samples, which would else be too large to draw
 
 
-def write_report(folder: Path, metadata: dict, data: Dataset, evaluations: dict, megabytes: float) -> None:
+def write_report(
+    folder: Path, metadata: dict, data: Dataset, evaluations: dict, corrupted: pd.DataFrame, megabytes: float
+) -> None:
     """Write curves, confusion matrix, the most confident mistakes and the model card into the folder of a run.
 
-    metadata, megabytes: of the model file. evaluations: on the validation split, the first is shown in detail.
+    metadata, megabytes: of the model file. evaluations, corrupted: see `metrics.evaluate` and `evaluate_corrupted`; on
+    the validation split. The first evaluation is shown in detail.
     """
     history = pd.read_csv(folder / "history.csv")
     first = next(iter(evaluations.values()))
@@ -29,18 +33,22 @@ def write_report(folder: Path, metadata: dict, data: Dataset, evaluations: dict,
     plot_confusion_matrix(first, folder / "confusion_matrix.png")
     plot_top_losses(data.splits["validation"].images, first, folder / "mistakes.png")
     run = {"epoch": epoch, "epochs": history["epoch"].max() + 1, "minutes": history["seconds"].sum() / 60}
-    card = _render_model_card(metadata | run | {"megabytes": megabytes}, data, evaluations)
+    run |= {"corrupted": to_markdown(format_corrupted(corrupted)), "megabytes": megabytes}
+    card = _render_model_card(metadata | run, data, evaluations)
     with atomic_write(folder / "README.md") as partial:
         partial.write_text(card, encoding="utf-8")
 
 
-def plot_samples(data: Dataset, label: str, path: Path) -> None:
-    """Plot a grid of training images of the class `label`, spread evenly over the split."""
-    train = data.splits["train"]
-    rows = np.flatnonzero(train.labels == data.labels.index(label))
-    shown = rows[np.linspace(0, len(rows) - 1, min(len(rows), GRID[0] * GRID[1])).astype(int)]
-    title = f"{label}: {len(shown)} of {len(rows)} training images"
-    _plot_grid(train.images[shown], [""] * len(shown), title, path)
+def plot_samples(data: Dataset, label: str | None, path: Path) -> None:
+    """Plot training images, spread evenly over the split: a grid of the class `label`, or a row of each class."""
+    train, images, captions = data.splits["train"], [], []
+    count = GRID[0] * GRID[1] if label else GRID[1]
+    for each in [label] if label else data.labels[:MAX_ROWS]:
+        rows = np.flatnonzero(train.labels == data.labels.index(each))
+        shown = rows[np.linspace(0, len(rows) - 1, count).astype(int)] if len(rows) > count else rows
+        images += [*train.images[shown], *[None] * (count - len(shown))]
+        captions += [f"{each}: {len(rows)}", *[""] * (count - 1)]
+    _plot_grid(images, captions, f"Training images{f' of {label}' if label else ''}", path)
 
 
 def plot_distribution(data: Dataset, path: Path) -> None:
@@ -62,10 +70,11 @@ def _plot_curves(history, saved, path):
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         axes.plot(epochs, history[name], label="train (augmented, with dropout)")
-        axes.plot(epochs, history[f"val_{name}"], label="validation")
+        axes.plot(epochs, history[f"val_{name}"], label="validation (plain and corrupted)")
         point = saved, history.loc[epochs == saved, f"val_{name}"]
         axes.plot(*point, "o", color="black", label=f"saved: epoch {saved}")
         axes.set(xlabel="epoch", title=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     _save(figure, path)
 
@@ -93,7 +102,7 @@ def plot_top_losses(images: np.ndarray, evaluation: Evaluation, path: Path) -> N
     confidence = evaluation.probabilities.max(axis=1)
     wrong = np.flatnonzero(y_pred != y_true)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: GRID[0] * GRID[1]]
-    captions = [f"{labels[y_pred[row]]} {confidence[row]:.0%}\nis {labels[y_true[row]]}" for row in shown]
+    captions = [f"predicted {labels[y_pred[row]]}\n{confidence[row]:.0%}, label {labels[y_true[row]]}" for row in shown]
     kind = f"The surest of {len(wrong)} mistakes" if len(wrong) else "No mistake"
     _plot_grid(images[shown], captions, f"{kind} among {len(y_true)} images", path)
 
@@ -106,7 +115,8 @@ def _plot_grid(images, captions, title, path):
     for axes in cells:
         axes.axis("off")
     for axes, image, caption in zip(cells, images, captions, strict=False):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        if image is not None:
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.set_title(caption, fontsize=8, y=-0.08, va="top")
     _save(figure, path)
 
@@ -126,6 +136,7 @@ def _render_model_card(metadata, data, evaluations):
         "labels": ", ".join(metadata["labels"]),
         "teachers": ", ".join(metadata["teachers"]) or "none",
         "start": metadata["start"] or "random weights",
+        "fold": metadata["fold"] or "none",
         "n": len(first.y_true),
         "results": to_markdown(compare(evaluations)),
         "per_class": to_markdown(first.per_class()),

@@ -16,6 +16,21 @@ def make_targets(labels: np.ndarray, votes: np.ndarray | None, classes: int) -> 
     return one_hot if votes is None else np.hstack([one_hot, votes])
 
 
+def mix_soft_labels(targets: np.ndarray, soft: np.ndarray, share: float, classes: int) -> np.ndarray:
+    """The targets of `make_targets`, with a `share`, 0 to 1, of soft labels.
+
+    The soft labels, float32 (n, columns), are for the labels or for labels and votes; rows of NaN change nothing. An
+    image without votes gets the soft ones alone.
+    """
+    columns = min(targets.shape[1], soft.shape[1])
+    shares = np.full((len(targets), columns), share, np.float32)
+    shares[~targets[:, classes:].any(axis=1), classes:] = 1
+    shares[np.isnan(soft[:, 0])] = 0
+    mixed = targets.copy()
+    mixed[:, :columns] += shares * (np.nan_to_num(soft[:, :columns]) - mixed[:, :columns])
+    return mixed
+
+
 def loss_and_accuracy(classes: int, label_smoothing: float) -> tuple[Callable, Callable]:
     """The smoothed cross-entropy of labels plus that of votes, and the accuracy of labels.
 

@@ -12,12 +12,13 @@ import keras
 import numpy as np
 
 from expressions import EMOTIONS, UserError
-from expressions.classifier import Classifier
 from expressions.files import lock_file
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import dataset, distributed, report, synthetic
+from expressions.training.corruptions import corrupt_in_turn
 from expressions.training.readers import Dataset, Split
-from expressions.training.targets import make_targets
+from expressions.training.targets import make_targets, mix_soft_labels
+from expressions.training.teachers import soft_labels
 from expressions.window import show_image
 
 TEACHER_SHARE = 0.5  # of what teachers say in the targets of a network that learns from them
@@ -66,22 +67,22 @@ def draw_data(missing: Path, seed: int) -> Dataset:
 def images_and_targets(data: Dataset, name: str, teachers: list[Path] = ()) -> tuple[np.ndarray, np.ndarray]:
     """The images of a split, uint8 (n, 48, 48, 1), and what to learn of them; see expressions/training/targets.py.
 
-    What the models in the files `teachers` predict is mixed into the labels (Hinton et al. 2015, arXiv:1503.02531).
+    What the `teachers` say is mixed into the labels and votes (Hinton et al. 2015, arXiv:1503.02531).
     """
     split, classes = data.splits[name], len(data.labels)
     targets = make_targets(split.labels, split.votes, classes)
     if teachers:
-        taught = np.mean([_teacher_probabilities(teacher, split.images, data.labels) for teacher in teachers], axis=0)
-        targets[:, :classes] += TEACHER_SHARE * (taught - targets[:, :classes])
+        targets = mix_soft_labels(targets, soft_labels(teachers, split.images, data.labels), TEACHER_SHARE, classes)
     return split.images[..., None], targets
 
 
-def _teacher_probabilities(teacher, images, labels):
-    classifier = Classifier.load(teacher)
-    if classifier.labels != labels:
-        raise UserError(f"--teacher {teacher}: knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
-    print(f"{teacher} looks at {len(images)} images ...", flush=True)
-    return classifier.predict_proba(images, flip_tta=True)
+def validation_data(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The validation images twice, as `images_and_targets`: as they are, and each corrupted in one of seven ways.
+
+    So the validation accuracy, by which an epoch is chosen, is the mean of plain and corrupted accuracy.
+    """
+    images, targets = images_and_targets(data, "validation")
+    return np.concatenate([images, corrupt_in_turn(images[..., 0])[..., None]]), np.concatenate([targets] * 2)
 
 
 def starting_point(options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]) -> tuple[str, list]:
@@ -147,7 +148,7 @@ def draw_images(data: Dataset, options: argparse.Namespace, directory: Path) -> 
     """Draw the data set into `directory`, and show a part of it if the options say so; in the primary process."""
     if distributed.is_primary():
         report.plot_distribution(data, directory / "distribution.png")
-        report.plot_samples(data, options.show or data.labels[0], directory / "samples.png")
+        report.plot_samples(data, options.show, directory / "samples.png")
         if options.show:
             show_image(directory / "samples.png")
 

@@ -65,7 +65,7 @@ class Face(NamedTuple):
     probabilities: np.ndarray = np.float32([0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
 
 
-RATE = 10
+RATE = 5  # frames a second
 
 
 def write_scene(path, seconds, codec="MJPG"):
@@ -74,10 +74,11 @@ def write_scene(path, seconds, codec="MJPG"):
     faces = [synthetic.draw_face(label, random, 90) for label in ("happy", "surprise")]
     images = []
     for number in range(round(seconds * RATE)):
-        frame = np.full((240, 320), 110 + 60 * (number // 450 % 2), np.uint8)
-        x = round(40 + 25 * np.sin(number / 9))
+        now = number / RATE
+        frame = np.full((240, 320), 110 + 60 * (now // 45 % 2), np.uint8)
+        x = round(40 + 25 * np.sin(now))
         frame[60:150, x : x + 90] = faces[0]
-        if number % 97 < 70:
+        if now % 10 < 7:
             frame[100:190, 200:290] = faces[1]
         images.append(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
     return write_video(path, images, RATE, codec)

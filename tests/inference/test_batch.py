@@ -1,22 +1,26 @@
 """Many files by many workers: the rows of one, each file once, whatever dies."""
 
+import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import command, heed_ctrl_c, needs, read_rows, run, wait_for
+from conftest import command, fill, heed_ctrl_c, needs, one_line, read_rows, run, wait_for, write_video
 from samples import RATE, write_scene
 from tqdm import tqdm
 
 from expressions import UserError
 from expressions.inference import jobs
 from expressions.inference.batch import Coordinator, Index
+from expressions.inference.sources import Source
 from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS
 
 OTHERS = ",".join([*Index.COLUMNS, "made_by"]) + "\n" + "x," * len(Index.COLUMNS) + "others\n"  # an index
@@ -90,6 +94,23 @@ def test_two_workers_write_what_one_process_writes(material, expected, trained, 
     assert again.returncode == 1 and "2 files, 1 done before or named twice:" in again.stdout
     assert (results / "long.avi.csv").stat().st_mtime_ns == times[results / "long.avi.csv"]
     assert read_rows(results / "short.avi.csv") == expected["short.avi"]
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_video_of_three_frames_that_claims_years(trained, frame, tmp_path):
+    video = write_video(tmp_path / "a.avi", [frame] * 3)
+    data = video.read_bytes()
+    for name, place in ((b"avih", 24), (b"strh", 40)):  # how many frames there are, at ten a second
+        at = data.index(name) + place
+        assert data[at : at + 4] == struct.pack("<I", 3)
+        data = data[:at] + struct.pack("<I", 2**31 - 1) + data[at + 4 :]
+    video.write_bytes(data)
+    began = time.monotonic()
+    result = annotate(video, trained, tmp_path / "results", "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    [row] = read_rows(tmp_path / "results" / "index.csv")
+    assert row["frames"] == "3" and time.monotonic() - began < 60
 
 
 @needs("ray")
@@ -168,31 +189,21 @@ def test_a_run_that_is_stopped_goes_on(started, material, expected, trained, tmp
 @pytest.mark.slow
 @pytest.mark.faults
 def test_a_video_that_can_not_be_entered_is_labelled_in_one_go(material, expected, trained, tmp_path, monkeypatch):
-    """Entered where frame 1 should come, frame 2 comes."""
+    """Entered in its middle, it gives other pictures than when it is read from its start."""
+    entered = []
 
-    jumped = []
-    original = cv2.VideoCapture
+    class Inexact(Source):
+        def __init__(self, source, size=None, start=0.0):
+            super().__init__(source, size, start)
+            self.is_entered = start > 0
 
-    class Inexact:
-        def __init__(self, *arguments):
-            self.capture = original(*arguments)
+        def __iter__(self):
+            if self.is_entered:
+                entered.append(self.name)
+            for frame in super().__iter__():
+                yield frame._replace(image=cv2.flip(frame.image, 1)) if self.is_entered else frame
 
-        def set(self, name, value):
-            done = self.capture.set(name, value)
-            if name == cv2.CAP_PROP_POS_MSEC:
-                jumped.append(value)
-                self.capture.read()
-                self.late = self.capture.read()[1]
-            return done
-
-        def read(self):
-            good, image = self.capture.read()
-            return good, cv2.flip(image, 1) if good and hasattr(self, "late") else image
-
-        def __getattr__(self, name):
-            return getattr(self.capture, name)
-
-    monkeypatch.setattr(cv2, "VideoCapture", Inexact)
+    monkeypatch.setattr(jobs, "Source", Inexact)
     video, results = material / "long.avi", tmp_path / "results"
     settings = jobs.Settings(trained, None, False, results, ".csv", "x")
     job = jobs.Job(settings, str(video), str(video), "long.csv")
@@ -203,7 +214,7 @@ def test_a_video_that_can_not_be_entered_is_labelled_in_one_go(material, expecte
     finally:
         cv2.setNumThreads(-1)
         jobs.worker_recognizer.cache_clear()
-    assert len(jumped) == 2 and done.frames == (2 * SEGMENT_SECONDS + 5) * RATE
+    assert len(entered) == 2 and done.frames == (2 * SEGMENT_SECONDS + 5) * RATE
     assert read_rows(results / "long.csv") == expected["long.avi"]
     assert not list((results / ".parts").iterdir())
 
@@ -262,11 +273,6 @@ def test_a_list_names_files_once_each_wherever_they_lie(detect, photo, trained, 
         (["--workers", "2", "--csv", "{folder}"], "holds other files"),
         (["--workers", "2", "--csv", "x", "--source", "{empty}"], "empty; give the name of a file"),
         (["--workers", "2", "--csv", "/proc/x"], "can't be read or written"),
-        pytest.param(
-            ["--ray", "127.0.0.1:1", "--csv", "x"],
-            "--ray 127.0.0.1:1: no cluster there",
-            marks=[needs("ray"), pytest.mark.slow],
-        ),
     ],
 )
 def test_what_can_not_be(detect, photo, trained, tmp_path, monkeypatch, arguments, message):
@@ -289,6 +295,15 @@ def test_what_can_not_be(detect, photo, trained, tmp_path, monkeypatch, argument
     status, _, error = detect(*source, *given)
     assert status == 2 and message in error and "Traceback" not in error, error
     assert (tmp_path / "full" / "index.csv").read_text() == OTHERS
+
+
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_cluster_that_is_not_there(photo, trained, tmp_path):
+    """In a process of its own, for Ray keeps what it read of the environment when it was imported first."""
+    result = annotate(photo, trained, tmp_path / "results", "--ray", "127.0.0.1:1")
+    assert one_line((result.returncode, result.stdout, result.stderr), "--ray 127.0.0.1:1: no cluster there")
 
 
 def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
@@ -316,6 +331,85 @@ def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
     assert len(messages) == 3 and messages[0] == "no such frame" and "given up after 5 workers died" in messages[1]
     assert [row["source"] for row in read_rows(index.path)] == names[:1]
     assert [row["source"] for row in read_rows(index.failed_path)] == names[1:]
+
+
+def test_of_a_video_that_claims_years_few_segments_are_tried(tmp_path):
+    """More of them only as they prove to have frames; and what it lacks at its end is no reason to begin again."""
+    settings = jobs.Settings(None, None, False, tmp_path / "results", ".csv", "us")
+    with Index(settings.folder, "us") as index:
+        coordinator = Coordinator(str(tmp_path), settings, index, tqdm(disable=True))
+        [job] = coordinator.plan([str(tmp_path / "long.mp4")])
+        coordinator.settle(job, jobs.SegmentDone(13_000_000, has_frames=True))
+        tried = []
+        while coordinator.priority_jobs[0].segment is not None:
+            job = coordinator.priority_jobs.popleft()
+            tried.append(job.segment)
+            coordinator.settle(job, jobs.SegmentDone(13_000_000, has_frames=job.segment < 100))
+    assert tried == list(range(1, 64 + 2 * 100)) and coordinator.priority_jobs.pop().segments == 264
+
+
+def stitched(folder, *segments):
+    """The times of a video's frames from its segments, each with the times of its frames and whether it goes on."""
+    paths = []
+    for number, (times, goes_on) in enumerate(segments):
+        paths.append(folder / f"{number}.json")
+        missing = None if goes_on else 7.5
+        paths[-1].write_text(json.dumps([[[seconds, 0, 0, []] for seconds in times], len(segments), missing]))
+    counts = Counter()
+    frames = [frame.seconds for frame, _ in jobs._stitch_segments(paths, counts)]
+    return frames, counts["missing"]
+
+
+def test_a_video_that_is_shorter_than_it_says_is_stitched_up_to_its_end(tmp_path):
+    segments = ([30, 59], True), ([59, 90], False), ([], False), ([], False)
+    assert stitched(tmp_path, *segments) == ([30, 59, 90], 7.5)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [([30, 59], True), ([], False)],
+        [([30], True), ([], False)],
+        [([30], True), ([70], False)],
+        [([], True), ([70], False)],
+        [([], True), ([], True)],
+        [([], False)],
+    ],
+    ids=["frames of a seam", "frames after one", "no frame in a seam", "none at the start", "no end", "none at all"],
+)
+def test_segments_that_lack_frames_are_not_stitched(tmp_path, segments):
+    with pytest.raises(jobs._SegmentMismatchError):
+        stitched(tmp_path, *segments)
+
+
+@pytest.mark.faults
+def test_a_full_disk_leaves_whole_rows_in_the_index(small_disk, tmp_path):
+    """Though the system takes the part of a row that there is room for."""
+    folder, source = small_disk / "results", tmp_path / "a.mp4"
+    source.touch()
+
+    def enter(index):
+        for number in range(200):
+            if index.needs_processing(source, f"{number}.csv"):
+                (folder / f"{number}.csv").touch()
+                index.add(source, f"{number}.csv", (0, 1, 2, 1, 0, 0))
+
+    with Index(folder, "us") as index:
+        fill(small_disk, 8192)
+        with pytest.raises(UserError, match="No space left on device"):
+            enter(index)
+    text = (folder / "index.csv").read_text()
+    assert 8000 < len(text) <= 12288 and text.endswith("\n")
+    assert {line.count(",") for line in text.splitlines()} == {10}
+    with Index(folder, "us") as index, pytest.raises(UserError, match="No space left on device"):
+        for number in range(200):
+            index.fail(source, f"{number} says why" * 9)
+    (small_disk / "filler").unlink()
+    assert (folder / "failed.csv").read_text().endswith("\n" * bool(index.failed))
+    with Index(folder, "us") as index:
+        enter(index)
+    assert len(read_rows(folder / "index.csv")) == 200
 
 
 def test_an_index_is_whole_after_a_kill_and_has_one_writer(tmp_path):

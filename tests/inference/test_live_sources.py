@@ -20,7 +20,6 @@ import pytest
 from conftest import ROOT, heed_ctrl_c, one_line, slow_but, write_video
 
 from expressions import UserError
-from expressions.inference import sources
 from expressions.inference.recorder import Recorder
 from expressions.inference.sources import Source
 
@@ -116,13 +115,11 @@ def camera():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(sources, "LOST_TIMEOUT", 0.7)
-    monkeypatch.setattr(sources, "STALL_TIMEOUT", 0.3)
+    monkeypatch.setattr("expressions.inference.video.LOST_TIMEOUT", 0.7)
+    monkeypatch.setattr("expressions.inference.video.STALL_TIMEOUT", 0.3)
 
 
-def test_the_lag_of_a_slow_program_does_not_grow(camera, monkeypatch):
-    opened = []
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: opened.append(arguments) or VIDEO_CAPTURE(*arguments))
+def test_the_lag_of_a_slow_program_does_not_grow(camera):
     with Source(camera.address("steady")) as source:
         assert source.live and not source.camera and not source.is_image and source.fps is None
         ages, numbers = [], []
@@ -135,7 +132,6 @@ def test_the_lag_of_a_slow_program_does_not_grow(camera, monkeypatch):
     assert len(ages) == frame.number + 1 and 3 < len(ages) < 14
     assert np.median(ages[-5:]) < 0.6  # read one by one, the last ones were more than a second old
     assert numbers == sorted(set(numbers))
-    assert opened[0][2][-2:] == [cv2.CAP_PROP_N_THREADS, 1]  # 16 threads for H.264 held back half a second
     assert source.dropped == pytest.approx(numbers[-1] - numbers[0] + 1 - len(numbers), abs=1)
 
 
@@ -174,11 +170,10 @@ def test_a_lost_stream_is_opened_again(camera, impatient, way):
     assert numbers == sorted(set(numbers))
 
 
-@pytest.mark.parametrize("way, sizes", [("grows", {(96, 256)}), ("returns%20larger", {(96, 256), (384, 512)})])
+@pytest.mark.parametrize("way", ["grows", "returns%20larger"])
 @pytest.mark.faults
 @pytest.mark.slow
-def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes):
-    """In the middle of a stream OpenCV keeps to the first size. Either way the frames are told apart, and recorded."""
+def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way):
     with Source(camera.address(way)) as source, Recorder(tmp_path / "out.avi", source) as recorder:
         frames = []
         for frame, _ in zip(source, range(25), strict=False):
@@ -186,7 +181,7 @@ def test_a_stream_that_changes_its_size(camera, impatient, tmp_path, way, sizes)
             frames.append(frame)
     numbers = [number(cv2.resize(frame.image, (256, 96), interpolation=cv2.INTER_NEAREST)) for frame in frames]
     assert numbers == sorted(set(numbers)) and numbers[-1] > 15
-    assert {frame.image.shape[:2] for frame in frames} == sizes
+    assert {frame.image.shape[:2] for frame in frames} == {(96, 256), (384, 512)}
     with Source(tmp_path / "out.avi") as video:
         assert {frame.image.shape for frame in video} == {(96, 256, 3)}
 
@@ -211,7 +206,7 @@ def test_a_stream_that_stays_lost_is_one_clear_line(camera, impatient, way):
 @pytest.mark.faults
 def test_a_stream_that_can_t_be_opened_is_one_clear_line(camera, impatient, way, capfd, monkeypatch):
     if way.startswith("missing"):  # that is known at once
-        monkeypatch.setattr(sources, "LOST_TIMEOUT", 30)
+        monkeypatch.setattr("expressions.inference.video.LOST_TIMEOUT", 30)
     began = time.perf_counter()
     with pytest.raises(UserError, match=f"^http://127.*/{way}: (can't be opened|not a.*); look at the network"):
         Source(camera.address(way))
@@ -233,10 +228,11 @@ def test_ctrl_c_ends_a_program_whose_stream_stalls(camera, way):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from expressions.inference import sources
-sources.LOST_TIMEOUT = sources.STALL_TIMEOUT = 60  # much longer than the test waits
+from expressions.inference import video
+from expressions.inference.sources import Source
+video.LOST_TIMEOUT = video.STALL_TIMEOUT = 60  # much longer than the test waits
 print("on", flush=True)
-with sources.Source({camera.address(way)!r}) as source:
+with Source({camera.address(way)!r}) as source:
     for frame in source:
         pass
 """
@@ -308,7 +304,7 @@ def rtsp_server():
 def test_an_rtsp_stream(rtsp_server, monkeypatch):
     process, address = rtsp_server
     with pytest.raises(UserError, match="lost, and not back"), Source(address) as source:
-        monkeypatch.setattr(sources, "LOST_TIMEOUT", 0.5)
+        monkeypatch.setattr("expressions.inference.video.LOST_TIMEOUT", 0.5)
         assert source.live
         for frame in source:
             if frame.number == 30:  # FFmpeg hands out at once what came while it looked at the stream
@@ -382,7 +378,7 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
 
 @pytest.mark.faults
 def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LOST_TIMEOUT", 1)
+    monkeypatch.setattr("expressions.inference.video.LOST_TIMEOUT", 1)
     plugged.plugged = [5, 0, 0, 5]
     lost = pytest.raises(UserError, match="^camera 0: lost, and not back in 1 seconds")
     with lost, Source("0") as source, Recorder(tmp_path / "out.avi", source) as recorder:
@@ -396,8 +392,8 @@ def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_t
 
 @pytest.mark.faults
 def test_what_was_seen_before_a_stream_was_lost_is_kept(detect, tmp_path, camera, monkeypatch):
-    monkeypatch.setattr(sources, "LOST_TIMEOUT", 0.7)
-    monkeypatch.setattr(sources, "STALL_TIMEOUT", 0.3)
+    monkeypatch.setattr("expressions.inference.video.LOST_TIMEOUT", 0.7)
+    monkeypatch.setattr("expressions.inference.video.STALL_TIMEOUT", 0.3)
     names = "out.mp4", "seen.csv", "timeline.png"
     save, table, timeline = (tmp_path / name for name in names)
     result = detect("--source", camera.address("stops"), "--save", save, "--csv", table, "--summary", timeline)

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+import types
 from collections import deque
 from pathlib import Path
 
@@ -59,3 +62,65 @@ def test_a_task_that_kills_its_workers_is_given_up_and_no_other(engine, tmp_path
         assert results == {number: 2 * number for number in range(40) if number != 13}
         with pytest.raises(UserError, match="no model here"):
             list(workers.run_tasks(pool, unfit, [1], deque()))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("address", ["", "10.0.0.1:6379"])
+@pytest.mark.parametrize(
+    "version, is_refused", [("2.51.2", True), ("1.13.0", True), ("2.52.0", False), ("3.0.0.dev0", False)]
+)
+def test_a_ray_that_lets_everybody_in_is_refused(monkeypatch, address, version, is_refused):
+    class StartedError(Exception):
+        pass
+
+    def start(*_, **options):
+        raise StartedError
+
+    ray = types.SimpleNamespace(__version__=version, init=start)
+    crashes = ("LocalRayletDiedError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", types.SimpleNamespace(**dict.fromkeys(crashes, OSError)))
+    monkeypatch.setattr(workers.socket, "create_connection", lambda *_: types.SimpleNamespace(close=lambda: None))
+    expected, message = (UserError, f"Ray {version} can't keep") if is_refused else (StartedError, None)
+    with pytest.raises(expected, match=message), workers.cluster(address, ROOT):
+        pass
+    assert (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])) == (("", 0) if address else ("token", 64))
+
+
+LISTENING = """
+import os, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from expressions.inference import workers
+
+def work(number):
+    return number
+
+with workers.cluster("", Path(sys.argv[1])) as pool:
+    assert not Path.home().joinpath(".ray").exists()
+    assert pool.submit(work, 1).result() == 1
+    said = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    parents, family = [line.split() for line in said.splitlines()], {str(os.getpid())}
+    for _ in range(9):
+        family |= {child for child, parent in parents if parent in family}
+    files = {os.readlink(file) for each in family for file in Path(f"/proc/{each}/fd").glob("*") if file.is_symlink()}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, address, _, state, *_, = words = line.split()
+            if state == "0A" and f"socket:[{words[9]}]" in files:
+                print(address.split(":")[0])
+"""
+
+
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tables of sockets")
+def test_no_other_machine_reaches_the_cluster_of_this_one(tmp_path):
+    environment = os.environ | {"HOME": str(tmp_path)}
+    words = [sys.executable, "-c", LISTENING, str(ROOT)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment)
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    listening = result.stdout.split()
+    assert result.returncode == 0 and len(listening) > 4 and set(listening) <= loopback, result

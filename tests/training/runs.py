@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from conftest import command, heed_ctrl_c
+from conftest import SMALL_TRAIN, command, heed_ctrl_c
 
 import train
 
@@ -20,10 +20,10 @@ def run(*arguments, before=(), prepare=None):
     )  # fmt: skip
 
 
-def begin(*arguments, **environment):
-    """Start train.py."""
+def begin(*arguments, script=SMALL_TRAIN, **environment):
+    """Start train.py, by default with a small network."""
     return subprocess.Popen(
-        command("train.py", *arguments), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command(script, *arguments), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=heed_ctrl_c, env=os.environ | environment,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import gray_png, write_data, write_images
 
-from expressions import EMOTIONS
+from expressions import EMOTIONS, UserError
 from expressions.training import dataset, synthetic
 
 
@@ -17,7 +17,7 @@ def counts(data):
     return {name: len(split.images) for name, split in data.splits.items()}
 
 
-@pytest.mark.parametrize("name", ["validation", "valid", "val", "Val"])
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "Val", "PublicTest"])
 def test_folders_with_a_validation_split(tmp_path, name):
     data = dataset.load(write_data(tmp_path, {"train": 2, name: 1}))
     assert counts(data) == {"train": 14, "validation": 7}
@@ -25,6 +25,11 @@ def test_folders_with_a_validation_split(tmp_path, name):
     assert data.splits["train"].images.shape == (14, 48, 48) and data.splits["train"].images.dtype == np.uint8
     assert data.splits["train"].labels.tolist() == sorted(list(range(7)) * 2)
     assert data.counts().loc["all"].tolist() == [14, 7]
+
+
+def test_folders_of_the_names_in_the_challenge(tmp_path):
+    data = dataset.load(write_data(tmp_path, {"Training": 3, "PublicTest": 2, "PrivateTest": 1}))
+    assert counts(data) == {"train": 21, "validation": 14, "test": 7} and data.notes == ()
 
 
 def test_one_level_down_as_in_images_train(tmp_path):
@@ -91,6 +96,13 @@ def test_for_measuring_every_image_stays_and_no_training_image_is_needed(tmp_pat
 def test_other_classes_than_the_seven(tmp_path):
     data = dataset.load(write_data(tmp_path, {"train": 3, "validation": 1}, labels=("Tired", "awake", "asleep")))
     assert data.labels == ("asleep", "awake", "tired")
+
+
+@pytest.mark.faults
+def test_a_class_called_as_what_is_said_of_unclear_faces(tmp_path):
+    data = write_data(tmp_path, {"train": 3, "validation": 1}, labels=("happy", "Uncertain"))
+    with pytest.raises(UserError, match="a class is called uncertain, which means that none is likely; rename it"):
+        dataset.load(data)
 
 
 @pytest.mark.faults

@@ -16,6 +16,7 @@ import train
 from expressions import EMOTIONS
 from expressions.classifier import Classifier
 from expressions.model_file import read_metadata
+from expressions.training import evaluation
 
 
 @pytest.mark.slow
@@ -25,6 +26,8 @@ def test_a_model_is_measured_again(trained, data_folder, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "on validation, n = 21" in output and "None of these images also stand in train." in output
     assert re.search(rf"top-1 +{figures['top1']:.1%}", output) and "true, predicted:" in output
+    corrupted = read_metadata(trained)["metrics"]["as a camera sees it"]
+    assert len(corrupted) == 8 and re.search(rf"\nmean +{corrupted['mean']:.1%}", output)
 
     foreign = shutil.copy(trained, tmp_path / "foreign.h5")
     with h5py.File(foreign, "r+") as file:
@@ -89,6 +92,15 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
 def softmax(logits):
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_models_of_before_are_all_kept(tmp_path, capsys):
+    """Under names that no file has yet, and the first of them may be one that the user gave."""
+    for number, name in enumerate(("a.previous.h5", "a.previous2.h5", "a.previous3.h5")):
+        (tmp_path / "a.h5").write_text(f"model {number}")
+        evaluation._keep_previous(tmp_path / "a.h5", started="now")
+        assert (tmp_path / name).read_text() == f"model {number}" and name in capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.faults

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -209,8 +210,13 @@ TABLES = {
     "cut off in the middle of a row": ([*GOOD_ROWS, GOOD_ROWS[0][:3000]], HEADER, "data row 15: pixels"),
     "cut off in a quotation": ([*GOOD_ROWS, f'0,"{PIXELS[:99]}'], HEADER, "data row 15: pixels"),
     "a field too many": ([f"0,{PIXELS},Training,0"], HEADER, "data row 1 has more fields"),
-    "a line of a hundred megabytes": (["0," + "7 " * 50_000_000], HEADER, "data row 1: pixels"),
-    "a quotation of a hundred megabytes": (['0,"' + "7 " * 50_000_000], HEADER, "not a whole CSV file"),
+    "a line of a hundred megabytes": (["0," + "7 " * 50_000_000], HEADER, "data row 1: has over 32768 characters"),
+    "a quotation of a hundred megabytes": (
+        ['0,"' + "7 " * 50_000_000],
+        HEADER,
+        "data row 1: has over 32768 characters",
+    ),
+    "a row of more fields than lines": (['"","'] * 3 + ['\n"","'] * 200_000, HEADER, "data row 1: pixels"),
 }
 
 
@@ -236,6 +242,32 @@ def test_a_folder_that_can_t_be_trained_on(tmp_path, capfd, case):
 def test_a_table_that_can_t_be_trained_on(tmp_path, capfd, case):
     rows, header, words = TABLES[case]
     refused(csv_file(tmp_path / "fer2013.csv", *rows, header=header), capfd, words)
+
+
+@pytest.mark.faults
+def test_a_table_of_more_rows_than_are_read(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(readers.csv_rows, "MAX_ROWS", 13)
+    refused(csv_file(tmp_path / "fer2013.csv", *GOOD_ROWS), capfd, "data row 14: a table may have 13 rows")
+    monkeypatch.setattr(readers.csv_rows, "MAX_ROWS", 14)
+    assert dataset.load(tmp_path).counts().loc["all"].tolist() == [7, 7]
+
+
+@pytest.mark.faults
+def test_votes_take_a_few_times_the_memory_of_their_file(tmp_path):
+    """Where they stayed texts, it was 29 times."""
+    table = write_csv(tmp_path / "fer2013new.csv", [f"Training,fer{n:07}.png{',1' * 10}" for n in range(9999)], FERPLUS)
+    tracemalloc.start()
+    votes = readers.read_votes([tmp_path], readers.Tree(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(votes) == 9999 and peak < 12 * table.stat().st_size
+
+
+@pytest.mark.faults
+def test_names_in_a_table_of_votes_are_no_longer_than_those_of_files(tmp_path):
+    write_csv(tmp_path / "fer2013new.csv", [f"{'T' * 9999},{'n' * 9999}{',1' * 10}"], FERPLUS)
+    votes = readers.read_votes([tmp_path], readers.Tree(tmp_path))
+    assert len(votes.index[0]) == len(votes["Usage"].iloc[0]) == 255
 
 
 @pytest.mark.faults
@@ -355,7 +387,7 @@ def test_an_image_of_numbers_with_a_point_is_read_or_named(tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", ["a.gif", "Thumbs.db", "desktop.ini", "b.heic", "nested/"])
+@pytest.mark.parametrize("name", ["a.gif", "Thumbs.db", "desktop.ini", "b.svg", "nested/"])
 def test_what_is_no_image_by_its_name_is_counted_and_named(tmp_path, name):
     path = write_images(tmp_path) / "train" / "sad" / name
     path.mkdir() if name.endswith("/") else path.write_bytes(b"GIF89a")
@@ -370,6 +402,27 @@ def test_an_image_in_no_class_s_folder_is_counted_and_named(tmp_path):
     data = dataset.load(tmp_path)
     assert any("skipped 1 files that lie in no class" in note and "loose.png" in note for note in data.notes)
     assert data.counts().loc["all", "train"] == 2
+
+
+@pytest.mark.faults
+def test_a_folder_that_is_no_split_is_counted_and_named(tmp_path):
+    write_images(tmp_path / "extra", ["happy/e.png"])
+    data = dataset.load(write_images(tmp_path))
+    assert data.notes == (
+        f"skipped 1 folders whose names are not those of train, validation or test: {tmp_path}/extra",
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (600, 600), (48, 61)])
+def test_whole_photographs_are_counted_and_named(tmp_path, size):
+    write_images(tmp_path)
+    place = tmp_path / "train" / "sad"
+    (place / "photograph.png").write_bytes(gray_png(100, size))
+    for name, face in (("face.png", (512, 512)), ("long face.png", (125, 100))):
+        (place / name).write_bytes(gray_png(101 + len(name), face))
+    [note] = dataset.load(tmp_path).notes
+    assert note.startswith("squeezed 1 images, over 512 pixels or not square") and note.endswith("photograph.png")
 
 
 @pytest.mark.faults
@@ -404,6 +457,38 @@ def test_a_link_out_of_the_data_set_is_not_followed(tmp_path, kind):
     assert loaded.labels == ("happy", "sad") and list(loaded.splits) == ["train", "validation"]
     assert loaded.counts().loc["all"].tolist() == [2, 2]
     assert any("skipped 1 files that are links out of the data set" in note for note in loaded.notes)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["a folder", "a table", "a folder of classes"])
+def test_a_link_that_is_all_there_is_of_a_data_set(tmp_path, capfd, monkeypatch, kind):
+    """It is named, and neither read nor replaced by drawn faces."""
+    private, web = write_images(tmp_path / "private"), tmp_path / "web"
+    csv_file(private / "fer2013.csv", *GOOD_ROWS)
+    web.mkdir()
+    target = {"a folder": private, "a table": private / "fer2013.csv", "a folder of classes": private / "train"}[kind]
+    link = web / {"a table": "fer2013.csv"}.get(kind, "fer2013")
+    link.symlink_to(target)
+    words = "web: no data set here; skipped 1 files that are links out of the data set; put the files there, or give "
+    words += f"--data their place: {link}\n"
+    refused(web, capfd, words)
+    monkeypatch.setattr(train, "DATA", web)
+    assert train.main([]) == 2 and words in capfd.readouterr().err
+    if kind != "a folder":  # which has two data sets
+        assert dataset.load(link, training=False).splits  # for who names a link means what it leads to
+
+
+@pytest.mark.faults
+def test_a_link_beside_a_data_set_is_not_followed(tmp_path):
+    data = write_images(tmp_path / "data")
+    write_csv(tmp_path / "votes.csv", ["Training,a.png,1,0,0,0,0,0,0,0,0,0"], FERPLUS)
+    csv_file(tmp_path / "private.csv", *GOOD_ROWS)
+    for name in ("votes.csv", "private.csv"):
+        (data / name).symlink_to(tmp_path / name)
+    loaded = dataset.load(data)
+    assert loaded.counts().loc["all"].tolist() == [2, 2] and loaded.splits["train"].votes is None
+    [note] = loaded.notes
+    assert note.startswith("skipped 2 files that are links out") and "private.csv" in note and "votes.csv" in note
 
 
 @pytest.mark.faults

@@ -24,20 +24,22 @@ def test_a_report_on_disk(tmp_path):
     facts = {
         "name": "my_model", "network": "compact", "parameters": 1757863, "labels": list(data.labels),
         "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
-        "batch_size": 64, "start": None, "teachers": ["first.h5", "second.h5"], "precision": "float32",
+        "batch_size": 64, "start": None, "fold": None, "teachers": ["first.h5", "second.h5"], "precision": "float32",
         "machine": "a machine", "versions": "some versions",
     }  # fmt: skip
-    report.write_report(tmp_path, facts, data, evaluations, megabytes=7.1)
-    report.plot_samples(data, "sad", tmp_path / "samples.png")
+    corrupted = pd.DataFrame({"top-1": [0.25, 0.25], "macro F1": [0.125, 0.125]}, index=["half contrast", "mean"])
+    report.write_report(tmp_path, facts, data, evaluations, corrupted, megabytes=7.1)
+    report.plot_samples(data, "sad", tmp_path / "sad.png")
+    report.plot_samples(data, None, tmp_path / "samples.png")
     report.plot_distribution(data, tmp_path / "distribution.png")
 
-    for name in ("curves", "confusion_matrix", "mistakes", "samples", "distribution"):
+    for name in ("curves", "confusion_matrix", "mistakes", "samples", "sad", "distribution"):
         image = cv2.imread(str(tmp_path / f"{name}.png"))
         assert image is not None and image.std() > 5, name
     card = (tmp_path / "README.md").read_text()
     assert f"{evaluations['single view'].accuracy:.1%}" in card and "3 epochs in 3 minutes" in card
     assert "epoch 2" in card and "one note" in card and "1,757,863" in card and "0123456789abcdef" in card
-    assert "first.h5, second.h5" in card
+    assert "first.h5, second.h5" in card and "| half contrast | 25.0% | 0.125 |" in card
     assert not list(tmp_path.glob("*partial*"))
 
 

@@ -1,0 +1,104 @@
+"""Copy the sound of a video file into another one."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import chain
+
+import av
+
+from expressions.inference.video import CONTAINERS
+
+RATE, BIT_RATE = 48_000, 128_000  # samples and bits a second, of sound that is encoded anew
+
+
+class Sound:
+    """The sound of a video file, written into a container beside the frames.
+
+    Packets are copied as they are, or decoded and encoded anew where their codec is none of `copied`.
+
+    Args:
+        path: The video file; None if there is none.
+        output: Where to write; nothing may have been written there.
+        copied: Codecs that `output` takes, by FFmpeg's names.
+        encoder: For all other sound.
+        start: When the output begins, in seconds from the first frame of the video.
+
+    Attributes:
+        seconds: How much was written.
+        broken: How many packets could not be decoded.
+        error: Why there is no sound, or no more of it; None if all is well, or if the video has none.
+    """
+
+    def __init__(
+        self, path: str | None, output: av.container.OutputContainer, copied: set[str], encoder: str, start: float
+    ):
+        self.output, self.seconds, self.broken, self.error = output, 0.0, 0, None
+        self.packet, self.packets, self.files = None, iter(()), ExitStack()
+        if path:
+            try:
+                self._open(path, copied, encoder, start)
+            except (av.FFmpegError, OSError) as error:
+                self.error = error.strerror
+
+    def _open(self, path, copied, encoder, start):
+        file = self.files.enter_context(open(path, "rb", buffering=0))  # so that FFmpeg needs to open no file at all
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
+        container = self.files.enter_context(av.open(file, container_options=options, metadata_errors="replace"))
+        sound, frames = (container.streams.best(kind) for kind in ("audio", "video"))
+        if not sound:
+            return
+        for stream in container.streams:
+            if stream != sound:
+                stream.discard = av.stream.Discard.all
+        origin = start + float((frames.start_time or 0) * frames.time_base)
+        if sound.codec.canonical_name in copied:
+            self.packets = _copy(container.demux(sound), self.output.add_stream_from_template(sound), origin)
+        else:
+            layout = "mono" if sound.channels == 1 else "stereo"
+            stream = self.output.add_stream(encoder, RATE, layout=layout, bit_rate=BIT_RATE)
+            self.packets = self._encode(container.demux(sound), stream, origin)
+
+    def _encode(self, packets, stream, origin) -> Iterator[av.Packet]:
+        """Encode what is heard from `origin` on, so that it begins at 0."""
+        for frame in chain.from_iterable(map(self._decode, packets)):
+            if frame.pts is not None and frame.time >= origin:
+                frame.pts -= round(origin / frame.time_base)
+                # the encoder begins with a packet of silence before 0, for which FFmpeg would move the frames
+                yield from (packet for packet in stream.encode(frame) if packet.pts >= 0)
+        yield from stream.encode(None)
+
+    def _decode(self, packet):
+        try:
+            return packet.decode()
+        except av.FFmpegError:  # skipped, as a broken frame is
+            self.broken += 1
+            return []
+
+    def write_until(self, seconds: float) -> None:
+        """Write what is heard before a time of the output. Raises av.FFmpegError if it can't be written."""
+        while True:
+            try:
+                self.packet = self.packet or next(self.packets, None)
+            except (av.FFmpegError, OSError) as error:
+                self.error = error.strerror
+            if not self.packet or self.packet.pts * self.packet.time_base >= seconds:
+                return
+            self.seconds = float(self.packet.pts * self.packet.time_base)
+            self.output.mux(self.packet)
+            self.packet = None
+
+    def close(self) -> None:
+        """Close the video file."""
+        self.files.close()
+
+
+def _copy(packets, stream, origin) -> Iterator[av.Packet]:
+    """Yield packets for `stream`, with times from `origin` on."""
+    latest = -1
+    for packet in packets:
+        shift = round(origin / packet.time_base)
+        if packet.dts is not None and packet.dts - shift > latest:  # containers take no other order
+            latest = packet.dts = packet.dts - shift
+            packet.pts = max(latest, (packet.pts or 0) - shift)
+            packet.stream = stream
+            yield packet

@@ -1,0 +1,119 @@
+"""Teachers speak of the images that they have not seen; what they say is kept in a file."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from expressions import EMOTIONS, UserError
+from expressions.training import dataset, synthetic, targets, teachers
+
+FACES, LABELS = synthetic.draw_faces(8, seed=0)
+
+
+class Teacher:
+    """Gives the same probabilities for every image, of labels and votes."""
+
+    labels = EMOTIONS
+
+    def __init__(self, sure_of, fold):
+        self.metadata, self.logits = {"fold": fold, "temperature": 2.0}, np.zeros(15, np.float32)
+        self.logits[[sure_of, 7 + sure_of]] = 4
+        self.network = SimpleNamespace(
+            output_shape=(None, 15), predict_on_batch=lambda x: np.tile(self.logits, (len(x), 1))
+        )
+
+    def inputs(self, views):
+        return np.stack(views)
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """A function: what teachers, each given by what it is sure of and its fold, say of FACES."""
+
+    def ask(*each):
+        files = {f"{index}.h5": Teacher(*one) for index, one in enumerate(each)}
+        monkeypatch.setattr(teachers.Classifier, "load", lambda path: files[path.name])
+        return teachers.soft_labels([teachers.Path(name) for name in files], FACES, EMOTIONS)
+
+    return ask
+
+
+def test_the_parts_are_by_content_with_copies_together():
+    parts = [teachers.fold_mask(FACES, f"{part}/3") for part in (1, 2, 3)]
+    assert np.sum(parts, axis=0).tolist() == [1] * len(FACES) and all(part.any() for part in parts)
+    order = np.random.default_rng(0).permutation(len(FACES)).repeat(2)
+    np.testing.assert_array_equal(teachers.fold_mask(FACES[order], "2/3"), parts[1][order])
+
+
+def test_a_run_leaves_its_part_out():
+    data = dataset.Dataset("drawn", EMOTIONS, {"train": dataset.Split(FACES, LABELS)})
+    kept = teachers.leave_out(data, "2/3")
+    assert not teachers.fold_mask(kept.splits["train"].images, "2/3").any() and "left out part 2/3" in kept.notes[-1]
+    assert len(kept.splits["train"].images) == (~teachers.fold_mask(FACES, "2/3")).sum()
+    assert teachers.leave_out(data, None) is data
+    few = data._replace(splits={"train": data.splits["train"].subset(LABELS.argsort()[::8])})
+    with pytest.raises(UserError, match="--fold 1/2: leaves no training image of"):
+        teachers.leave_out(few, "1/2")
+
+
+def test_each_image_is_told_by_those_alone_that_have_not_seen_it(ask):
+    soft = ask((3, "1/3"), (5, "2/3"))
+    first, second = teachers.fold_mask(FACES, "1/3"), teachers.fold_mask(FACES, "2/3")
+    assert set(soft[first, :7].argmax(axis=1)) == {3} and set(soft[second, :7].argmax(axis=1)) == {5}
+    assert np.isnan(soft[~first & ~second]).all()
+    np.testing.assert_allclose(soft[first].sum(axis=1), 2, atol=1e-4)
+    assert soft[first][0, 3] == pytest.approx(np.exp(2) / (np.exp(2) + 6), abs=1e-4)  # by the temperature
+    assert soft[first][0, 10] == pytest.approx(np.exp(4) / (np.exp(4) + 7), abs=1e-4)
+    both = ask((3, None), (5, "2/3"))
+    assert both[second][:, 3] == pytest.approx(both[second][:, 5]) and set(both[~second].argmax(axis=1)) == {10}
+
+
+def test_soft_labels_come_back_from_their_file(ask, tmp_path):
+    soft, data = ask((3, "1/3")), dataset.Dataset("drawn", EMOTIONS, {"train": dataset.Split(FACES, LABELS)})
+    path = tmp_path / "soft.npz"
+    teachers.write_soft_labels(path, [teachers.Path("0.h5")], data)
+    order = np.random.default_rng(0).permutation(len(FACES))
+    np.testing.assert_allclose(teachers.soft_labels([path], FACES[order], EMOTIONS), soft[order], atol=1e-3)
+    with pytest.raises(UserError, match="nothing about these images"):
+        teachers.soft_labels([path], FACES[:4, :, ::-1].copy(), EMOTIONS)
+    with pytest.raises(UserError, match="knows angry, .*, not a, b, c, d, e, f, g"):
+        teachers.soft_labels([path], FACES, tuple("abcdefg"))
+
+
+NUMBER = np.uint64([1])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\3\4",
+        {"digests": NUMBER},
+        {"digests": [1.5], "probabilities": [[0.1] * 15]},
+        {"digests": NUMBER, "probabilities": [[0.5] * 4]},
+        {"digests": NUMBER, "probabilities": [[np.nan] * 7]},
+        {"digests": NUMBER, "probabilities": np.array([[{}] * 7])},
+    ],
+    ids=range(7),
+)
+def test_a_file_that_holds_no_soft_labels(tmp_path, content):
+    path = tmp_path / "soft.npz"
+    np.savez(path, **content) if isinstance(content, dict) else path.write_bytes(content)
+    with pytest.raises(UserError, match="not a whole file of soft labels"):
+        teachers.soft_labels([path], FACES, EMOTIONS)
+    with pytest.raises(UserError, match="No such file"):
+        teachers.soft_labels([tmp_path / "none.npz"], FACES, EMOTIONS)
+
+
+def test_soft_labels_are_mixed_into_labels_and_votes():
+    hard = np.float32([[1, 0, 0.5, 0.3, 0.2], [0, 1, 0, 0, 0], [1, 0, 1, 0, 0]])
+    soft = np.float32([[0.2, 0.8, 0.1, 0.1, 0.8], [0.6, 0.4, 0.2, 0.3, 0.5], [np.nan] * 5])
+    mixed = targets.mix_soft_labels(hard, soft, 0.5, classes=2)
+    np.testing.assert_allclose(mixed[0], [0.6, 0.4, 0.3, 0.2, 0.5], atol=1e-6)
+    np.testing.assert_allclose(mixed[1], [0.3, 0.7, 0.2, 0.3, 0.5], atol=1e-6)  # nobody voted
+    np.testing.assert_array_equal(mixed[2], hard[2])  # no teacher knows it
+    np.testing.assert_allclose(
+        targets.mix_soft_labels(hard, soft[:, :2], 0.5, 2)[0], [0.6, 0.4, 0.5, 0.3, 0.2], atol=1e-6
+    )
+    np.testing.assert_allclose(targets.mix_soft_labels(hard[:, :2], soft, 0.5, 2)[1], [0.3, 0.7], atol=1e-6)
