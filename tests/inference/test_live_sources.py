@@ -327,7 +327,7 @@ def test_a_broadcast_in_parts_comes_at_its_own_pace(tmp_path, monkeypatch):
             for frame in source:
                 arrived.append((time.perf_counter(), frame.seconds))
         assert caster.wait() == 0
-    arrived.pop()  # the last one comes late: it was still in the decoder when the parts ended
+    del arrived[-4:]  # the last ones may come late: they were still in the decoder when the parts ended
     gaps = np.diff([seconds for _, seconds in arrived])
     assert len(arrived) > 200 and np.median(gaps) == pytest.approx(0.04, abs=0.01) and gaps.max() < 0.5
     lags = np.array([at - seconds for at, seconds in arrived])
@@ -472,7 +472,7 @@ def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_t
             recorder.write(frame.image, frame.seconds)
     assert frame.number == 9 and source.skipped == 0
     with Source(tmp_path / "out.avi") as video:
-        assert len(list(video)) / video.fps == pytest.approx(frame.seconds, abs=0.1)
+        assert list(video)[-1].seconds == pytest.approx(frame.seconds, abs=0.1)
     assert frame.seconds > 1.1
 
 
