@@ -7,7 +7,7 @@
     python realtime_detect.py --source video.mp4 --save annotated.mp4 --csv seen.csv --summary timeline.png
     python realtime_detect.py --source "videos/**/*.mp4" --csv results --workers 8    many files, by eight processes
 
-Keys: q or Esc quits, s saves, p pauses, b shows bars, m mirrors, h hides the keys; of images: space next, left back.
+Keys: q or Esc quits, s saves, p pauses, b bars, m mirrors, n neutral face, h hides keys; images: space next, left back.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from expressions.inference import batch, overlay
 from expressions.inference.names import expand_sources, is_camera, parse_size, resolve_source
 from expressions.inference.outputs import Outputs
-from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer, Labeller  # noqa: F401
+from expressions.inference.recognizer import MODEL, ExpressionRecognizer, Labeller  # noqa: F401
 from expressions.inference.sources import Source
 from expressions.inference.tables import STDOUT
 from expressions.inference.tracker import SEGMENT_SECONDS
@@ -61,8 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--source", type=resolve_source, default="0", help="camera, file, folder, pattern or address (default: 0)")
     add("--size", type=parse_size, metavar="WIDTHxHEIGHT", help="frame size to request from a camera, such as 1280x720")
     add("--model", type=Path, default=MODEL, help="a model from train.py (default: models/emotion_model.h5)")
-    add("--cascade", type=Path, default=CASCADE, help="a face detector's file")
-    add("--votes", action="store_true", help="predict how ten people would vote, if the model has learned from votes")
+    add("--detector", default="haar", help="of faces: haar, yunet (finds more), or a file, .xml or .onnx")
     add("--bars", action="store_true", help="draw the probabilities of all expressions at each face")
     add("--no-window", action="store_true", help="don't open a window")
     add = parser.add_argument_group("results").add_argument
@@ -96,9 +95,9 @@ def detect(options: argparse.Namespace) -> int:
         raise UserError("--size: goes with a camera; videos and images have their own")
     # outputs: checked before any work is done
     outputs = Outputs(options, names)
-    # model: the trained network (.h5), and the Haar cascade that finds the faces
-    recognizer = ExpressionRecognizer(model=options.model, cascade=options.cascade, votes=options.votes)
-    viewer = Viewer(recognizer.labels, options.bars) if outputs.windowed else None
+    # model: the trained network (.h5), and the Haar cascade, or another detector, that finds the faces
+    recognizer = ExpressionRecognizer(model=options.model, detector=options.detector)
+    viewer = Viewer(recognizer, options.bars) if outputs.windowed else None
     several, failures = outputs.folder is not None, 0
     with outputs.open(recognizer.labels), viewer.window if viewer else nullcontext():
         for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):

@@ -25,6 +25,9 @@ CHECKS = [Path(__file__).with_name(name) for name in ("model_validation.py", "mo
 MAX_CACHED = 10  # compiled networks, the most recently used
 DIGEST_BYTES = 32  # of a SHA-256
 MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory
+# of the votes in what the webcam program shows: labels find too few neutral faces, votes too few angry and sad ones; an
+# equal share is chosen by no data set, and as good on whole pictures as a fitted one (docs/model.md)
+SHOWN_VOTES = 0.5
 
 
 class CompiledNetwork:
@@ -101,37 +104,44 @@ class Classifier:
             write_cached(name, metadata, content)
         return cls(CompiledNetwork(content, threads), metadata)
 
-    def predict_proba(self, faces: Sequence[np.ndarray], flip_tta: bool = False, votes: bool = False) -> np.ndarray:
+    @property
+    def shown_votes(self) -> float:
+        """The weight of the votes in what the webcam program shows, for `predict_proba`."""
+        return SHOWN_VOTES if self.has_votes else 0.0
+
+    def predict_proba(self, faces: Sequence[np.ndarray], flip_tta: bool = False, votes: float = 0.0) -> np.ndarray:
         """How likely each expression is, for each face.
 
         Args:
             faces: n images as `images.preprocess_face` takes them, of any size.
             flip_tta: Average over each face and its mirror image; more accurate, for twice the time.
-            votes: Not how likely each label is, but the share of people who would choose it, of those who choose any.
-                Needs `has_votes`.
+            votes: The weight, 0 to 1, of the share of people who would choose each label, of those who choose any. The
+                rest is the weight of how likely each label is. More than 0 needs `has_votes`.
 
         Returns:
-            float32 (n, classes), rows that add up to 1, in the order of `labels`, calibrated by the model's
-            temperature: softmax(logits / temperature), Guo et al. 2017, arXiv:1706.04599, equation 9.
+            float32 (n, classes), rows that add up to 1, in the order of `labels`. How likely labels are is calibrated
+            by the model's temperature: softmax(logits / temperature), Guo et al. 2017, arXiv:1706.04599, equation 9.
 
         Raises:
             UserError: The network's outputs are not finite, or not a row for each face.
         """
         classes = len(self.labels)
         results = [np.empty((0, classes), np.float32)]
-        temperature = np.float32(1 if votes else self.metadata.get("temperature", 1))
+        # votes for other answers, in the last column, are left out
+        parts = [
+            (1 - votes, slice(classes), self.metadata.get("temperature", 1)),
+            (votes, slice(classes, -1), 1),
+        ]
         batch = max(1, MAX_BATCH_PIXELS // self.size**2 // (2 if flip_tta else 1))
         for start in range(0, len(faces), batch):
             inputs = self.inputs(faces[start : start + batch])
             views = np.concatenate([inputs, inputs[:, :, ::-1]]) if flip_tta else inputs
             logits = np.asarray(self.network.predict_on_batch(views), np.float32)
-            # votes for other answers, in the last column, are left out
-            with np.errstate(over="ignore"):
-                logits = (logits[:, classes:-1] if votes else logits[:, :classes]) / temperature
-            if logits.shape != (len(views), classes) or not np.isfinite(logits).all():
-                raise UserError("the model gives no numbers but NaN or infinity; train it again")
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probabilities = powers / powers.sum(axis=1, keepdims=True)
+            probabilities = sum(
+                np.float32(weight) * _softmax(logits[:, columns], np.float32(temperature), (len(views), classes))
+                for weight, columns, temperature in parts
+                if weight
+            )
             results.append(probabilities.reshape(-1, len(inputs), classes).mean(axis=0))
         return np.concatenate(results)
 
@@ -139,6 +149,15 @@ class Classifier:
         """The network's input for n images of faces: float32 (n, size, size, channels)."""
         pixels = np.stack([preprocess_face(face, self.size) for face in faces]).astype(np.float32)
         return SCALINGS[self.metadata["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
+
+
+def _softmax(logits, temperature, shape):
+    with np.errstate(over="ignore"):
+        logits = logits / temperature
+    if logits.shape != shape or not np.isfinite(logits).all():
+        raise UserError("the model gives no numbers but NaN or infinity; train it again")
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def cache_name(model: str | os.PathLike, given: dict) -> str:

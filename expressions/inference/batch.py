@@ -19,8 +19,9 @@ from expressions import UserError
 from expressions.cli import escape_unprintable
 from expressions.files import lock_file
 from expressions.inference import jobs, workers
+from expressions.inference.detector import DETECTORS
 from expressions.inference.names import expand_sources, is_list, output_path, read_source_list
-from expressions.inference.recognizer import CASCADE, MODEL, ROOT, ExpressionRecognizer
+from expressions.inference.recognizer import MODEL, ROOT, ExpressionRecognizer
 from expressions.inference.tables import append, import_pyarrow, path_cell
 
 MAX_LISTED = 20  # failed files that are named at the end
@@ -44,8 +45,8 @@ def annotate(options: Namespace) -> list[str]:
     if names() == [options.source] and not os.path.exists(options.source):
         raise UserError(f"--source {options.source}: no such file; --workers and --ray label files, and no cameras")
     total = sum(1 for _ in names())
-    # a faulty model or cascade is reported here, and the network is compiled once for all workers
-    ExpressionRecognizer(options.model, options.cascade, options.votes)
+    # a faulty model or detector is reported here, and the network is compiled once for all workers
+    ExpressionRecognizer(options.model, options.detector)
     settings = _make_settings(options)
     pool = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, ROOT)
     with pool as pool, Index(folder, settings.config_hash) as index:
@@ -59,12 +60,13 @@ def annotate(options: Namespace) -> list[str]:
 
 def _make_settings(options):
     folder, suffix = (options.csv, ".csv") if options.csv else (options.parquet, ".parquet")
-    config = hashlib.sha256(repr((options.votes, suffix, jobs.SEGMENT_SECONDS, jobs.SEGMENT_OVERLAP)).encode())
-    for path in (options.model, options.cascade):
-        config.update(path.read_bytes())
+    config = hashlib.sha256(repr((suffix, jobs.SEGMENT_SECONDS, jobs.SEGMENT_OVERLAP)).encode())
+    named = options.detector in DETECTORS
+    config.update(options.model.read_bytes())
+    config.update(options.detector.encode() if named else Path(options.detector).read_bytes())
     model = None if options.model == MODEL else options.model.absolute()
-    cascade = None if options.cascade == CASCADE else options.cascade.absolute()
-    return jobs.Settings(model, cascade, options.votes, folder.absolute(), suffix, config.hexdigest()[:16])
+    detector = options.detector if named else os.path.abspath(options.detector)
+    return jobs.Settings(model, detector, folder.absolute(), suffix, config.hexdigest()[:16])
 
 
 class _Segments:
@@ -182,7 +184,7 @@ class Index:
                 [values] = csv.reader([line.decode()])
                 if values[-1] not in (self.config_hash, "made_by"):
                     raise UserError(
-                        f"{self.path}: is of another model, cascade or kind of table; choose another folder"
+                        f"{self.path}: is of another model, detector or kind of table; choose another folder"
                     )
                 source, size, modified, result = values[:4]
                 self.done[hash((source, result))] = hash((size, modified))

@@ -23,7 +23,7 @@ from expressions import UserError
 from expressions.cli import escape_unprintable
 from expressions.files import atomic_write
 from expressions.inference.names import is_camera
-from expressions.inference.recognizer import CASCADE, MODEL, ExpressionRecognizer
+from expressions.inference.recognizer import MODEL, ExpressionRecognizer
 from expressions.inference.sources import Source
 from expressions.inference.tables import Table, convert_to_parquet
 from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, Tracker, TrackStitcher
@@ -33,11 +33,10 @@ UNFINISHED = ".parts"  # in the folder of results: segments, and tables that are
 
 
 class Settings(NamedTuple):
-    """What all jobs of a run share. model, cascade: None for the program's own, so that each machine uses its own."""
+    """What all jobs of a run share. model: None for the program's own, so that each machine uses its own."""
 
     model: Path | None
-    cascade: Path | None
-    votes: bool
+    detector: str  # "haar", "yunet" or an absolute path
     folder: Path  # of the results
     suffix: str  # of the tables
     config_hash: str
@@ -113,7 +112,7 @@ def worker_recognizer(settings: Settings) -> ExpressionRecognizer:
     """Return the recognizer of this process; it uses one processor, because the others have workers of their own."""
     cv2.setNumThreads(1)
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
-    return ExpressionRecognizer(settings.model or MODEL, settings.cascade or CASCADE, settings.votes, threads=1)
+    return ExpressionRecognizer(settings.model or MODEL, settings.detector, threads=1)
 
 
 def _label(job, recognizer):

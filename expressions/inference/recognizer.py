@@ -1,5 +1,6 @@
 """From a frame to the faces in it and their expressions."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from expressions import UNCERTAIN, UserError
 from expressions.classifier import Classifier
-from expressions.images import crop, to_gray
-from expressions.inference.detector import HaarDetector
+from expressions.images import to_gray
+from expressions.inference.detector import load_detector
+from expressions.inference.neutral import NeutralFace
 from expressions.inference.tracker import (
     SEGMENT_OVERLAP,
     SEGMENT_SECONDS,
@@ -20,21 +22,27 @@ from expressions.inference.tracker import (
 from expressions.inference.types import Face
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
-MODEL, CASCADE = ROOT / "models" / "emotion_model.h5", ROOT / "haarcascade_frontalface_default.xml"
+MODEL = ROOT / "models" / "emotion_model.h5"
+NEUTRAL = "neutral"  # the label that a face at rest should have
 
 
 class ExpressionRecognizer:
-    """Finds the faces in images and videos and labels their expressions, with a model of train.py and a Haar cascade.
+    """Finds the faces in images and videos and labels their expressions, with a model of train.py and a face detector.
 
-    With `votes` it predicts how ten people would vote, if the model has learned from votes. `threads` of the network:
-    None for as many as are fastest when nothing else runs. Raises UserError where a file is missing, damaged or unfit.
+    `detector` is a name or a file for `load_detector`. `votes` is the weight of the votes in the probabilities, for
+    `Classifier.predict_proba`; by default half, if the model has learned from votes. `threads` of the network: None for
+    as many as are fastest when nothing else runs. Raises UserError where a file is missing, damaged or unfit.
     """
 
-    def __init__(self, model: Path = MODEL, cascade: Path = CASCADE, votes: bool = False, threads: int | None = None):
-        self.detector, self.votes = HaarDetector(cascade), votes
-        self.classifier = Classifier.load(model, threads=threads)
-        if votes and not self.classifier.has_votes:
-            raise UserError(f"--votes: {model} has not learned from votes; train it with FER+ beside the data set")
+    def __init__(
+        self,
+        model: Path = MODEL,
+        detector: str | os.PathLike = "haar",
+        votes: float | None = None,
+        threads: int | None = None,
+    ):
+        self.detector, self.classifier = load_detector(detector), Classifier.load(model, threads=threads)
+        self.votes = self.classifier.shown_votes if votes is None else votes
         self.labels = self.classifier.labels
         if UNCERTAIN in self.labels:
             raise UserError(
@@ -47,6 +55,27 @@ class ExpressionRecognizer:
         """Forget all faces: another source begins. Its first segment ends at a time, infinite for a camera."""
         self.tracker, self.next_tracker, self.segment_end = Tracker(self.detector), None, segment_end
         self.stitcher = TrackStitcher()
+        self.neutral, self.tracks, self.seconds = None, [], 0.0  # the person's with a neutral face; of the last frame
+
+    def toggle_neutral(self) -> None:
+        """Learn the neutral face of the largest face's person from the next second of a video, or forget it.
+
+        From then on this person's expression is read relative to it, as long as the face is followed. It needs a model
+        that has the label neutral.
+        """
+        with self.lock:
+            if self.neutral_status:
+                self.neutral.neutral = self.neutral = None
+            elif self.tracks and NEUTRAL in self.labels:
+                self.neutral = max(self.tracks, key=lambda track: track.box.width)
+                self.neutral.neutral = NeutralFace(self.labels.index(NEUTRAL), self.seconds)
+
+    @property
+    def neutral_status(self) -> str:
+        """What to say of the neutral face: that it is being learned or used; empty without one."""
+        if self.neutral not in self.tracker.tracks:
+            return ""
+        return "neutral face: hold still" if self.neutral.neutral.log_odds is None else "neutral face: on"
 
     def recognize(self, image: np.ndarray, seconds: float | None = None) -> list[Face]:
         """Find the faces in a frame, uint8 BGR (height, width, 3) or gray (height, width), and label their expressions.
@@ -73,16 +102,18 @@ class ExpressionRecognizer:
 
     def recognize_tracks(self, tracker: Tracker, gray: np.ndarray, seconds: float | None) -> list[Face]:
         """Return the faces that one tracker sees in a frame, gray uint8 (height, width), with its own track_ids."""
-        tracks = tracker.update(gray, seconds or 0.0)
+        tracks = tracker.update(gray, seconds)
         selected = select_for_classification(tracks)
         crops = []
         for track in selected:
-            face = crop(gray, track.box)
+            face = track.crop(gray)
             # of an image, both mirror images are classified; of a video, they take turns, and smoothing unites them
             crops.append(cv2.flip(face, 1) if track.times_classified % 2 else face)
         probabilities = self.classifier.predict_proba(crops, flip_tta=seconds is None, votes=self.votes)
         for track, row in zip(selected, probabilities, strict=True):
             track.update_expression(row, seconds or 0.0)
+        if tracker is self.tracker:
+            self.tracks, self.seconds = tracks, seconds or 0.0
         return [track.to_face(self.labels) for track in tracks]
 
 

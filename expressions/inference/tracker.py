@@ -16,7 +16,7 @@ import numpy as np
 
 from expressions import UNCERTAIN
 from expressions.images import crop
-from expressions.inference.detector import HaarDetector, crop_roi, downscale, group_detections, iou, to_detection
+from expressions.inference.detector import HaarDetector, YuNetDetector, crop_roi, downscale, iou, to_detection
 from expressions.inference.types import Box, Detection, Face
 
 WIDE_ROI_SCALE = 2.2  # width of the region where a lost face is searched, in widths of the face
@@ -32,7 +32,6 @@ APPEARANCE_WEIGHT = 0.5  # distance in widths that counts as much as no correlat
 OCCLUSION_IOU = 0.1  # faces that overlap more may hide one another
 NEW_FACE_IOU = 0.3  # what overlaps more with a known face is no new one
 SCENE_CHANGE, MAX_GAP_SECONDS = 30, 0.5  # mean difference in gray levels, and time, from one frame to the next
-BOX_SCALE, BOX_SHIFT = 1.05, 0.04  # FER2013 crops faces this much wider than the cascade, and lower by this share
 SMOOTHING_SECONDS = np.array([0.04, 0.04, 0.12])  # time constants of the drawn position (x, y) and size
 
 SEGMENT_SECONDS, SEGMENT_OVERLAP = 60, 2  # seconds that one tracker follows, and that it begins earlier
@@ -40,7 +39,7 @@ SAME_FACE_IOU = 0.5  # two trackers mean the same face where their boxes overlap
 
 MEMORY_SECONDS = 0.3  # time constant of the smoothing of probabilities
 LABEL_HYSTERESIS = 0.1  # the label changes once another one leads by this much
-MIN_CONFIDENCE = 0.35  # a face whose probabilities are all lower is uncertain
+MIN_CONFIDENCE = 0.3  # a face whose probabilities are all lower is uncertain: one in three such labels is right
 MAX_CLASSIFIED_PER_FRAME = 3  # known faces; more take turns, so that a crowd doesn't make the frame late
 
 
@@ -51,10 +50,12 @@ class Track:
         self.track_id, self.box = track_id, None  # from 1; a Box in pixels of the frame, once it is shown
         self.score, self.confirmed = score, score >= CONFIRM_SCORE  # running mean; whether it counts as a face
         self.state = self.smoothed = _to_state(face)  # at `last_seen`; `smoothed` is what is drawn
+        self.angle = face.angle
         self.velocity = self.smoothed_velocity = np.zeros(3)  # per second
         self.last_seen = self.last_detected = seconds  # the second one by the cascade
         self.template = _crop_template(gray, face)
         self.probabilities = self.label = self.classified_at = None
+        self.neutral = None  # this person's NeutralFace
         self.times_classified = 0
 
     def predict(self, seconds: float) -> Detection:
@@ -90,7 +91,7 @@ class Track:
     def update_from_detection(self, face: Detection, seconds: float, gray: np.ndarray) -> None:
         """Move to where the cascade found the face."""
         self.update_position(face, seconds)
-        self.last_detected, self.template = seconds, _crop_template(gray, face)
+        self.last_detected, self.template, self.angle = seconds, _crop_template(gray, face), face.angle
         self.update_score(face.score)
 
     def update_score(self, score: float) -> None:
@@ -104,8 +105,21 @@ class Track:
         recent = seconds - self.last_detected <= MAX_LOST_SECONDS
         return recent and self.score >= DROP_SCORE and 0 <= x < width and 0 <= y < height
 
+    def crop(self, gray: np.ndarray) -> np.ndarray:
+        """Cut the face out of the frame, uint8 (height, width), and turn it upright by the line through the eyes."""
+        if not self.angle:
+            return crop(gray, self.box)
+        side, border = self.box.width, self.box.width // 4  # of what is turned, its corners come into the square
+        region = crop(gray, Box(self.box.x - border, self.box.y - border, *[side + 2 * border] * 2))
+        center = (region.shape[0] - 1) / 2
+        turn = cv2.getRotationMatrix2D((center, center), self.angle, 1)
+        turn[:, 2] -= border
+        return cv2.warpAffine(region, turn, (side, side), borderMode=cv2.BORDER_REPLICATE)
+
     def update_expression(self, probabilities: np.ndarray, seconds: float) -> None:
         """Smooth probabilities, float32 (classes,), over time and choose the label."""
+        if self.neutral:
+            probabilities = self.neutral.correct(probabilities, seconds)
         if self.probabilities is None:
             self.probabilities, self.classified_at = probabilities, seconds
         gain = 1 - math.exp((self.classified_at - seconds) / MEMORY_SECONDS)
@@ -127,35 +141,45 @@ class Track:
 class Tracker:
     """Finds the faces in the frames of one source and follows each. The same frames always give the same tracks."""
 
-    def __init__(self, detector: HaarDetector):
+    def __init__(self, detector: HaarDetector | YuNetDetector):
         self.detector, self.tracks, self.frames, self.new_ids = detector, [], 0, itertools.count(1)
         self.latest = None, None, None  # frame: its thumbnail, shape and time
 
-    def update(self, gray: np.ndarray, seconds: float) -> list[Track]:
+    def update(self, gray: np.ndarray, seconds: float | None) -> list[Track]:
         """Return the tracks of the faces that are seen in the next frame, uint8 (height, width), by track_id.
 
         The first frame, one of another scene, and one after a gap of MAX_GAP_SECONDS are searched as a whole, which
-        takes about ten times as long.
+        takes a cascade about ten times as long. `seconds` is None for an image, which is searched in full size.
         """
-        gray, scale = downscale(gray)
+        if seconds is None:
+            seconds, scale, self.tracks = 0.0, 1, []
+            for face in self.detector.detect_image(gray):
+                self.tracks.append(Track(next(self.new_ids), face, seconds, gray, CONFIRM_SCORE))
+        else:
+            gray, scale = downscale(gray)
+            self._follow(gray, seconds)
+        self.tracks = [track for track in self.tracks if track.is_alive(gray.shape, seconds)]
+        visible = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
+        for track in visible:
+            track.box = self._to_box(track.smoothed, scale)
+        return visible
+
+    def _follow(self, gray, seconds):
         if self._is_scene_change(gray, seconds):
             self.tracks = []
             for face in self.detector.detect(gray):
                 score = max(CONFIRM_SCORE, face.score) if face.score >= SINGLE_FRAME_SCORE else face.score
                 self.tracks.append(Track(next(self.new_ids), face, seconds, gray, score))
-        else:
-            expected = [track.predict(seconds) for track in self.tracks]
-            unmatched = self._associate(self._detect(gray, expected), expected, gray, seconds)
-            for track in [track for track in self.tracks if track.last_seen < seconds]:
-                self._recover_lost(track, unmatched, gray, seconds)
-            for face in unmatched:
-                if all(iou(face, track.predict(seconds)) < NEW_FACE_IOU for track in self.tracks):
-                    self.tracks.append(Track(next(self.new_ids), face, seconds, gray, SCORE_GAIN * face.score))
-        self.tracks = [track for track in self.tracks if track.is_alive(gray.shape, seconds)]
-        visible = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
-        for track in visible:
-            track.box = _to_box(track.smoothed, scale)
-        return visible
+            return
+        expected = [track.predict(seconds) for track in self.tracks]
+        found = self.detector.detect_next(gray, expected, self.frames)
+        self.frames += 1
+        unmatched = self._associate(found, expected, gray, seconds)
+        for track in [track for track in self.tracks if track.last_seen < seconds]:
+            self._recover_lost(track, unmatched, gray, seconds)
+        for face in unmatched:
+            if all(iou(face, track.predict(seconds)) < NEW_FACE_IOU for track in self.tracks):
+                self.tracks.append(Track(next(self.new_ids), face, seconds, gray, SCORE_GAIN * face.score))
 
     def _is_scene_change(self, gray, seconds):
         thumbnail = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA)
@@ -163,18 +187,6 @@ class Tracker:
         if shape != gray.shape or not 0 <= seconds - last <= MAX_GAP_SECONDS:  # a stream may come back in another size
             return True
         return cv2.absdiff(thumbnail, before).mean() > SCENE_CHANGE
-
-    def _detect(self, gray, expected):
-        """Search a frame where faces are expected, and in one slice for new ones."""
-        flip = self.frames % 2 == 1  # the mirror image in every other frame
-        found = [face for place in expected for face in self.detector.detect_near(gray, place, flip=flip)]
-        known = expected + found
-        for rough in self.detector.scan_slice(gray, self.frames):
-            if not any(max(abs(rough.x - face.x), abs(rough.y - face.y)) < face.size / 2 for face in known):
-                known.append(rough)
-                found += self.detector.detect_near(gray, rough)
-        self.frames += 1
-        return group_detections(found)
 
     def _associate(self, found, expected, gray, seconds):
         """Give each detection to the nearest track, by position and appearance; return those left over."""
@@ -217,6 +229,12 @@ class Tracker:
         face = min(found, key=lambda face: math.hypot(face.x - place.x, face.y - place.y), default=None)
         if face:
             track.update_from_detection(face, seconds, gray)
+
+    def _to_box(self, state, scale):
+        """The box of a face in the frame that was searched at `scale`, cropped as FER2013 crops faces."""
+        x, y, size = *state[:2], math.exp(state[2])
+        side, y = round(size * self.detector.box_scale / scale), y + self.detector.box_shift * size
+        return Box(round(x / scale - side / 2), round(y / scale - side / 2), side, side)
 
 
 def select_for_classification(tracks: list[Track]) -> list[Track]:
@@ -266,10 +284,3 @@ def _crop_template(gray, face):
 
 def _to_state(face):
     return np.array((face.x, face.y, math.log(face.size)))  # sizes change by factors
-
-
-def _to_box(state, scale):
-    """The box of a face in the frame that was searched at `scale`, cropped as FER2013 crops faces."""
-    x, y, size = *state[:2], math.exp(state[2])
-    side = round(size * BOX_SCALE / scale)
-    return Box(round(x / scale - side / 2), round((y + BOX_SHIFT * size) / scale - side / 2), side, side)

@@ -23,12 +23,13 @@ class Box(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """A face that the cascade found, in pixels of the searched frame: a square's centre and width, and its score."""
+    """A face that a detector found, in pixels of the searched frame: a square's centre and width, and its score."""
 
     x: float
     y: float
     size: float
     score: float = 0.0  # about 4 for faces, 1 for what only resembles one
+    angle: float = 0.0  # degrees, clockwise, by which the line through the eyes is turned; 0 where that is not known
 
 
 class Face(NamedTuple):

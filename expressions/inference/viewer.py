@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from expressions.files import atomic_write
 from expressions.inference.overlay import Annotator, draw_status, status_box
+from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.inference.sources import Source
 from expressions.inference.types import Face
 from expressions.window import Window
 
-KEYS = "q quit  s save  p pause  b bars  m mirror  h hide"
+KEYS = "q quit  s save  p pause  b bars  m mirror  n neutral  h hide"
 IMAGE_KEYS = "q quit  s save  space next  left back  b bars  m mirror  h hide"
 QUIT_KEYS = ("q", "Q", "\x1b", None)  # \x1b is Esc; None: the window was closed
 NEXT_KEYS, BACK_KEYS = (" ", "right"), ("left",)
@@ -22,10 +23,11 @@ FPS_GAIN = 0.1  # weight of the newest frame in the frame rate that is shown
 
 
 class Viewer:
-    """Shows frames in its `window`, to be opened by `with`; `bars`: whether to draw the probabilities, at first."""
+    """Shows what a recognizer finds in its `window`, to be opened by `with`; `bars`: whether to draw them at first."""
 
-    def __init__(self, labels: tuple[str, ...], bars: bool):
-        self.window, self.annotator, self.source = Window("Expressions"), Annotator(labels, bars), None
+    def __init__(self, recognizer: ExpressionRecognizer, bars: bool):
+        self.window, self.annotator, self.source = Window("Expressions"), Annotator(recognizer.labels, bars), None
+        self.recognizer = recognizer
         self.mirrored, self.keys_hidden = False, False  # mirrored: compared to what is usual for the source
         self.last, self.fps = None, 0.0  # time of the last frame; frames per second, smoothed
         self.images = []  # source and faces of each one shown so far, to go back to
@@ -70,8 +72,8 @@ class Viewer:
             boxes = [face.box._replace(x=width - face.box.x - face.box.width) for face in faces]
             faces = [face._replace(box=box) for face, box in zip(faces, boxes, strict=True)]
         status = "" if self.keys_hidden else IMAGE_KEYS if source.is_image else KEYS
-        if self.last and self.fps:
-            status = f"{self.fps:.0f} frames/s   {status}".rstrip()
+        fps = f"{self.fps:.0f} frames/s" if self.last and self.fps else ""
+        status = "   ".join(filter(None, [fps, self.recognizer.neutral_status, status]))
         drawn = self.annotator.draw(image, faces, [status_box(image, status)] if status else [])
         shown = drawn.copy()
         if status:
@@ -83,6 +85,8 @@ class Viewer:
             self.annotator.bars = not self.annotator.bars
         elif key == "m":
             self.mirrored = not self.mirrored
+        elif key == "n":
+            self.recognizer.toggle_neutral()
         elif key == "h":
             self.keys_hidden = not self.keys_hidden
         return key

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 
 from expressions import UserError
-from expressions.classifier import Classifier
+from expressions.classifier import SHOWN_VOTES, Classifier
 from expressions.training.corruptions import corrupt
 from expressions.training.readers import Split
 
 CALIBRATION_BINS = 15
-VIEWS = {"single view": {}, "with mirrored view": {"flip_tta": True}, "votes": {"votes": True}}
+VIEWS = {"single view": {}, "with mirrored view": {"flip_tta": True}, "votes": {"votes": 1}}
+VIEWS["shown"] = {"votes": SHOWN_VOTES, "flip_tta": True}
 AGREEMENT = 0.6  # of the taggers: their majority label is then hardly a matter of chance
 
 
@@ -114,8 +115,9 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Evaluate a Classifier on images of the classes `labels`; it may know more of them, in another order.
 
-    Returns those of `views`: "single view", "with mirrored view" (the mean over each image and its mirror image), and
-    "votes" (by the votes that the classifier predicts) if classifier and split have votes.
+    Returns those of `views`: "single view", "with mirrored view" (the mean over each image and its mirror image),
+    "votes" (by the votes that the classifier predicts) if classifier and split have votes, and "shown" (as the webcam
+    program labels images) if the classifier has votes.
     """
     unknown = [label for label in labels if label not in classifier.labels]
     if unknown:
@@ -130,6 +132,8 @@ def evaluate(
         votes[:, columns] = split.votes[:, : len(labels)]
     if votes is None or not classifier.has_votes:
         views = [name for name in views if name != "votes"]
+    if not classifier.has_votes:
+        views = [name for name in views if name != "shown"]
     y_true = columns[split.labels]
     return {
         name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **VIEWS[name]), votes)

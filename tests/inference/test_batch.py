@@ -264,7 +264,7 @@ def test_a_list_names_files_once_each_wherever_they_lie(detect, photo, trained, 
         (["--workers", "2", "--ray", "--csv", "x"], "--ray: not allowed with argument --workers"),
         (["--workers", "2", "--csv", "x", "--save", "y"], "--save: goes with one file at a time"),
         (["--workers", "2", "--csv", "{file}"], "is a file; --workers and --ray take a folder"),
-        (["--workers", "2", "--csv", "{full}"], "is of another model, cascade or kind of table"),
+        (["--workers", "2", "--csv", "{full}"], "is of another model, detector or kind of table"),
         (["--workers", "2", "--csv", "{torn}"], "can't be read or written"),
         (["--workers", "2", "--csv", "x", "--source", "{folder}/none/*.mp4"], "no image or video there"),
         (["--workers", "2", "--csv", "x", "--source", "{utf16}"], "utf16.txt: is no UTF-8 text"),
@@ -309,7 +309,7 @@ def test_a_cluster_that_is_not_there(photo, trained, tmp_path):
 def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
     """A video of three segments, one that fails in a segment while another one is out, one that kills its workers."""
     names = [str(tmp_path / f"{name}.mp4") for name in ("long", "failing", "deadly")]
-    settings = jobs.Settings(None, None, False, tmp_path / "results", ".csv", "us")
+    settings = jobs.Settings(None, "haar", tmp_path / "results", ".csv", "us")
     with Index(settings.folder, "us") as index:
         coordinator = Coordinator(str(tmp_path), settings, index, tqdm(disable=True))
         long, failing, deadly = coordinator.plan(names)

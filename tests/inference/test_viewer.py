@@ -10,18 +10,21 @@ import pytest
 from conftest import fill
 
 from expressions import EMOTIONS
+from expressions.inference import viewer as viewer_module
 from expressions.inference.sources import Source
 from expressions.inference.types import Box, Face
 from expressions.inference.viewer import Viewer
 
+RECOGNIZER = SimpleNamespace(labels=EMOTIONS, neutral_status="")
+
 
 def viewer():
     """What the key s needs, without a window."""
-    return Viewer(EMOTIONS, False)
+    return Viewer(RECOGNIZER, False)
 
 
 def test_the_line_of_keys_is_hidden_and_shown_again(frame):
-    viewer, shown, keys = Viewer(EMOTIONS, False), [], iter("hh ")
+    viewer, shown, keys = Viewer(RECOGNIZER, False), [], iter("hh ")
     viewer.window = SimpleNamespace(show=lambda photo, fps, name: shown.append(photo) or next(keys))
     for _ in range(3):
         viewer.last = None  # else the line tells how many frames a second there are
@@ -36,7 +39,7 @@ def test_the_keys_of_images(tmp_path):
     for value in range(3):
         cv2.imwrite(str(tmp_path / f"{value}.png"), np.full((100, 200, 3), 50 * value, np.uint8))
     viewer, shown, keys = (
-        Viewer(EMOTIONS, False),
+        Viewer(RECOGNIZER, False),
         [],
         iter(["x", "p", "", " ", "right", "left", "left", "left", *"   "]),
     )
@@ -56,7 +59,7 @@ def test_the_keys_of_images(tmp_path):
 
 
 def test_the_key_m_turns_image_and_boxes_and_back():
-    viewer, shown, keys = Viewer(EMOTIONS, True), [], iter("mm ")
+    viewer, shown, keys = Viewer(RECOGNIZER, True), [], iter("mm ")
     viewer.window = SimpleNamespace(show=lambda image, fps, name: shown.append(image) or next(keys))
     source = SimpleNamespace(is_image=False, camera=False, fps=None, name="a.mp4")
     for _ in range(3):
@@ -72,7 +75,7 @@ def test_the_key_m_turns_image_and_boxes_and_back():
 
 
 def test_a_closed_window_ends_at_an_image_and_at_a_video(photo, frame):
-    viewer = Viewer(EMOTIONS, False)
+    viewer = Viewer(RECOGNIZER, False)
     viewer.window = SimpleNamespace(show=lambda *_: None)
     for source in (Source(photo), SimpleNamespace(is_image=False, camera=False, fps=None, name="a.mp4")):
         assert viewer.show(frame, [], source) is False
@@ -104,3 +107,14 @@ def test_the_key_s_where_the_folder_is_gone(tmp_path, frame, monkeypatch, capfd)
     (tmp_path / "here").rmdir()
     viewer().save(frame)
     assert "can't be written (No such file" in capfd.readouterr().out
+
+
+def test_the_key_n_is_for_the_recognizer_and_the_line_tells_its_state(frame, monkeypatch):
+    lines, keys, recognizer = [], iter("n "), SimpleNamespace(labels=EMOTIONS, neutral_status="")
+    recognizer.toggle_neutral = lambda: setattr(recognizer, "neutral_status", "neutral face: on")
+    monkeypatch.setattr(viewer_module, "draw_status", lambda image, line: lines.append(line))
+    viewer = Viewer(recognizer, False)
+    viewer.window = SimpleNamespace(show=lambda image, fps, name: next(keys))
+    for _ in range(2):
+        assert viewer.show(frame, [], SimpleNamespace(is_image=False, camera=True, fps=None, name="camera"))
+    assert ["neutral face: on" in line for line in lines] == [False, True] and "n neutral" in lines[0]

