@@ -83,7 +83,7 @@ def test_a_folder_comes_back_as_a_folder_without_what_is_broken(detect, tmp_path
     (folder / "3.png").write_text("no picture")
     arguments = "--source", folder, "--save", tmp_path / "out", "--csv", tmp_path / "seen.csv"
     status, _, error = detect(*arguments)
-    assert status == 2 and "3.png: not an image" in error and "1 of 3" in error
+    assert status == 2 and "3.png: not a video or image" in error and "1 of 3" in error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["10.avi", "2.png"]
     rows = read_rows(tmp_path / "seen.csv")
     assert len(rows) == 21 and rows[0]["source"].endswith("2.png") and rows[-1]["source"].endswith("10.avi")
