@@ -83,7 +83,7 @@ def test_a_folder_comes_back_as_a_folder_without_what_is_broken(detect, tmp_path
     (folder / "3.png").write_text("no picture")
     arguments = "--source", folder, "--save", tmp_path / "out", "--csv", tmp_path / "seen.csv"
     status, _, error = detect(*arguments)
-    assert status == 2 and "3.png: not an image" in error and "1 of 3" in error
+    assert status == 2 and "3.png: not a video or image" in error and "1 of 3" in error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["10.avi", "2.png"]
     rows = read_rows(tmp_path / "seen.csv")
     assert len(rows) == 21 and rows[0]["source"].endswith("2.png") and rows[-1]["source"].endswith("10.avi")
@@ -273,10 +273,10 @@ def test_the_keys_of_a_real_window(screen, trained, video, tmp_path):
         process.kill()
     assert process.returncode == 0 and "frames" in output, output
     paused, bars, mirrored, hidden = (cv2.imread(str(path)) for path in saved)
-    assert (paused != bars).mean() > 0.01
+    assert (paused != bars).mean() > 0.005
     np.testing.assert_array_equal(hidden, mirrored)  # a saved image never has the line of keys
     plain, turned = cv2.imread(str(saved[0])), mirrored[:, ::-1]  # without bars; and with them, turned back
-    assert np.isclose(plain, turned, atol=3).mean() > 0.8 > np.isclose(plain, mirrored, atol=3).mean()
+    assert np.isclose(plain, turned, atol=3).mean() > 0.95 > np.isclose(plain, mirrored, atol=3).mean()
 
 
 @needs_xvfb
