@@ -37,10 +37,10 @@ ROI_FACE_SIZE, ROI_SCALE = 52, 1.5  # pixels of the face in a region of interest
 SLICES = [(0, 0, 4), (1, 0, 3), (2, 0, 1), (0, 1, 4), (1, 1, 3), (0, 2, 4), (1, 2, 3), (0, 3, 4)]
 
 
-YUNET_SIDE, YUNET_IMAGE_SIDE = 256, 320  # pixels, longer side of the searched frame or image; faces in it have some 10
+YUNET_SIDE = 320  # pixels, longer side of the searched frame; a face in it has some 10 at least
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"  # face_detection_yunet_2023mar.onnx
 YUNET_CONFIDENCE, YUNET_IMAGE_SCORE = 0.6, 2.0  # least confidence of a detection; score of a face in an image, 0.7
-# an image is searched at YUNET_IMAGE_SIDE, then at twice that side and so on, in overlapping tiles, for small faces
+# an image is searched at YUNET_SIDE, then at twice that side and so on, in overlapping tiles, for small faces
 MAX_YUNET_SIDE, TILE, TILE_OVERLAP = 2560, 640, 160  # pixels
 
 
@@ -162,7 +162,7 @@ class YuNetDetector:
 
     def detect_image(self, gray: np.ndarray) -> list[Detection]:
         """Find the faces in an image, uint8 (height, width), from the left. It is searched in several sizes."""
-        found, side = self.detect(gray, YUNET_IMAGE_SIDE), 2 * YUNET_IMAGE_SIDE
+        found, side = self.detect(gray), 2 * YUNET_SIDE
         while side <= min(max(gray.shape), MAX_YUNET_SIDE):
             image, scale = _resize_to(gray, side)
             for top in range(0, max(1, image.shape[0] - TILE_OVERLAP), TILE - TILE_OVERLAP):
@@ -173,9 +173,9 @@ class YuNetDetector:
             side *= 2
         return sorted(face for face in drop_overlapping(found) if face.score >= YUNET_IMAGE_SCORE)
 
-    def detect(self, gray: np.ndarray, side: int = YUNET_SIDE) -> list[Detection]:
-        """Search a whole frame, uint8 (height, width), scaled to a longer side of so many pixels."""
-        image, scale = _resize_to(gray, side)
+    def detect(self, gray: np.ndarray) -> list[Detection]:
+        """Search a whole frame, uint8 (height, width)."""
+        image, scale = _resize_to(gray, YUNET_SIDE)
         return drop_overlapping(self._search(image, 0, 0, scale))
 
     def detect_next(self, gray: np.ndarray, expected: list[Detection], index: int) -> list[Detection]:
