@@ -22,7 +22,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT / "benchmarks")  # for Ray's workers
-os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"
 if hasattr(os, "sched_setaffinity"):  # Linux; before the libraries start their threads
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 

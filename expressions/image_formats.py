@@ -88,6 +88,8 @@ def _inspect_png(data):
     for _ in range(MAX_PARTS):
         size, kind = struct.unpack_from(">I4s", data, start)
         end = start + size + 12
+        if end > len(data):  # libpng would take the memory first
+            raise IndexError
         if kind == b"IHDR":
             alpha = alpha or data[start + 17] in (4, 6)  # the colour type
         alpha = alpha or kind == b"tRNS"

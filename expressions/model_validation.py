@@ -227,7 +227,7 @@ def dump_weights(path: Path) -> bytes:
 
 
 def read_votes_layer(path: Path) -> list[np.ndarray] | None:
-    """The kernel and bias of the layer that predicts votes, None without one; see `model_file.write_votes_layer`."""
+    """The kernel and bias of the layer that predicts votes, None without one; see `model_file.dump_model`."""
     with h5py.File(path) as file:
         try:
             return [np.float32(file["votes"][name]) for name in ("kernel", "bias")] if "votes" in file else None

@@ -194,6 +194,7 @@ SLOW = {  # and a word of the reason
     "segments": (lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * (MAX_PARTS + 1) + encode(".jpg")[2:], "segments"),
     "chunks": (lambda: png_with(chunk(b"tEXt", b"") * MAX_PARTS), "chunks"),
     "a chunk that claims 2 GB": (lambda: png_with(b"\x7f\xff\xff\xf0zTXtk\0\0"), "cut off"),
+    "an end that claims 1 GB": (lambda: png_with(b"IENDIEND"), "cut off"),
     "a file of 512 MB": (lambda: bytes(MAX_IMAGE_BYTES + 1), "more than 128 MB"),
     "a zip bomb": (lambda: large_png(16000, 16000, 1), "too large"),
 }

@@ -111,7 +111,6 @@ def run_job(job: Job) -> Done | SegmentDone | Failed:
 def worker_recognizer(settings: Settings) -> ExpressionRecognizer:
     """Return the recognizer of this process; it uses one processor, because the others have workers of their own."""
     cv2.setNumThreads(1)
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
     return ExpressionRecognizer(settings.model or MODEL, settings.detector, threads=1)
 
 

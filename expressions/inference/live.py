@@ -27,7 +27,7 @@ class Camera:
         size: (width, height) in pixels to ask of it.
     """
 
-    live, finite, in_parts = True, False, False
+    live, finite, in_parts, beginning = True, False, False, None
 
     def __init__(self, name: str, size: tuple[int, int] | None) -> None:
         index = int(name) if name.isdecimal() else name
@@ -73,6 +73,7 @@ class Live:
         self.skipped = self.dropped = 0
         self.newest = deque(maxlen=1)  # the newest frame, its time and number; empty once taken
         self.arrived, self.closing = threading.Event(), threading.Event()
+        self.beginning = None  # of the frames before the source was opened again
         # of a broadcast in parts: what was shown last, until when it is old, and when its time 0 was here, in seconds
         self.shown, self.old_until, self.clock = -math.inf, -math.inf, 0.0
         self.thread = threading.Thread(target=self._capture_loop, args=(reader,), daemon=True)
@@ -114,6 +115,9 @@ class Live:
                 frame = reader.read() if reader else None
             except EOFError:
                 frame, broken = None, MAX_BROKEN
+            if frame is not None and reader.beginning and reader.beginning == self.beginning:
+                reader.close()  # a recording of unknown length, which would be shown again and again
+                reader = frame = None
             if frame is not None:
                 self.skipped, broken = self.skipped + broken, 0
                 seconds = self._wait_until_due(reader, frame)
@@ -122,7 +126,7 @@ class Live:
                     self.newest.append((reader.image, frame, seconds, number))
                     self.arrived.set()
                 continue
-            broken += 1
+            broken += not self.in_parts  # a read that ends early, for the next part is waited for, is none
             if not reader or broken > MAX_BROKEN or time.perf_counter() - latest > self._patience(video.STALL_TIMEOUT):
                 reader, broken, latest = self._open_again(reader), 0, time.perf_counter()
         if reader:
@@ -131,6 +135,7 @@ class Live:
     def _open_again(self, reader):
         """Return a new reader; None if it can't be opened, or has an end by now: it would be shown from its start."""
         if reader:
+            self.beginning = reader.beginning
             reader.close()
         self.closing.wait(0.2)
         self.old_until = self.shown
@@ -149,7 +154,7 @@ class Live:
         Returns the frame's time; None if it was shown before: a broadcast that is opened again begins with old parts.
         """
         now = time.perf_counter()
-        seconds = reader.stream_seconds(frame) if self.in_parts else None
+        seconds = frame.time if self.in_parts else None  # by the sender's clock
         if seconds is None:
             return now
         if seconds <= self.old_until:

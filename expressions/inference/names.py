@@ -17,6 +17,7 @@ from expressions.cli import escape_unprintable
 from expressions.image_formats import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = set(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 URL = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # scheme and path
 DIGITS = re.compile("([0-9]+)")
@@ -84,7 +85,7 @@ def expand_sources(source: str) -> list[str]:
 
 def _is_source(name):
     """Whether a file in a folder is taken, by its name. Dangling links are: opening them tells the user."""
-    known = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    known = os.path.splitext(name)[1].lower() in SUFFIXES
     return known and not os.path.basename(name).startswith(".") and not os.path.isdir(name)
 
 
@@ -94,7 +95,7 @@ def _hint(source):
         folders = itertools.islice(_walk(source), MAX_SEARCHED_FOLDERS)
         if any(_is_source(os.path.join(folder, name)) for folder in folders for name in _list(folder)):
             return f', but in its subfolders; give --source "{os.path.join(source, "**", "*")}"'
-    return f"; known endings are {', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}"
+    return f"; known endings are {', '.join(sorted(SUFFIXES))}"
 
 
 def _match(pattern):
@@ -105,9 +106,7 @@ def _match(pattern):
     root = _existing_folder(pattern)
     head, *tail = RECURSIVE.split(pattern[len(root) :], maxsplit=1)
     if tail:
-        for folder in (
-            [root] if not head.strip(SEPARATORS) else filter(os.path.isdir, glob.glob(glob.escape(root) + head))
-        ):
+        for folder in glob.glob(glob.escape(root) + head) if head.strip(SEPARATORS) else [root]:
             for below in _walk(folder):
                 yield from _match(os.path.join(below, tail[0] or "*"))
     else:

@@ -15,7 +15,7 @@ from expressions.files import lock_file
 from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference.sound import Sound
 from expressions.inference.sources import Source
-from expressions.inference.video import LOST_TIMEOUT
+from expressions.inference.video import DEFAULT_FPS, LOST_TIMEOUT
 
 MAX_AVI_GAP = 60_000  # frames; FFmpeg writes an empty one, of 24 bytes, for each that an .avi lacks
 
@@ -86,6 +86,8 @@ class Recorder:
     def __init__(self, path: Path, source: Source, overwrite: bool = False) -> None:
         self.path, self.source, self.overwrite = Path(path), source, overwrite
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
+        self.container, self.frame_count, self.left_out = None, 0, 0
+        self.fps = Fraction(source.fps or DEFAULT_FPS).limit_denominator(1001)
         suffixes = WRITTEN_SUFFIXES if source.is_image else FORMATS
         if self.path.suffix.lower() not in suffixes:
             kind = "an image" if source.is_image else "a video"

@@ -7,10 +7,13 @@ protocols may be used that the address calls for.
 
 import contextlib
 import ctypes
+import io
+import math
 import os
 import re
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 
@@ -58,11 +61,13 @@ MIN_FPS, MAX_FPS = 0.1, 500  # files may say 0 or a clock's ticks
 MIN_STRETCH, MAX_STRETCH = 1.02, 4  # of pixels to squares; less is rounding, and real ones are below 2.5
 MAX_FRAMES = 10**9
 MAX_STREAMS = 100  # in a file; each takes memory
+MAX_SINGLE_PIXELS = 640 * 480  # up to here one thread decodes; more cost more processor time than they save
 MAX_THREADS = 4  # of a decoder; each takes frames in memory, and the detector is slower than one
 # by which the program may grow while FFmpeg opens or reads; 8K with 16 reference frames takes 1 GB
 MAX_MEMORY_BYTES = 2**31
 NO_VIDEO = "not a video or image that can be read, or too large a one"
 ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
+SCAN, MAX_SCANS = b"\xff\xda", 100  # the start of one in a JPEG; each goes over all pixels, and files may have millions
 BUFFER_BYTES = 2**18  # read at a time; with FFmpeg's 32 KB Python would be called more often
 
 
@@ -80,6 +85,7 @@ class Video:
         finite: Whether its length is known, in seconds or bytes.
         live: Whether it is a stream without an end, or of a kind that has none.
         in_parts: Whether it is a broadcast that comes in parts of some seconds each (HLS).
+        beginning: Is the same in another Video of the address that begins with the same frame; None if unknown.
         skipped: How many broken frames were left out by `frames` so far.
         missing_seconds: By how much a video that `frames` has read to its end is shorter than it says, if by more than
             a second; else 0.
@@ -93,8 +99,9 @@ class Video:
         options = {"protocol_whitelist": protocols, "format_whitelist": formats, "max_streams": str(MAX_STREAMS)}
         if formats == "rtsp":
             options["rtsp_transport"] = "tcp"  # a firewall lets it in, and no port is opened
-        self.file = None if scheme else open(address, "rb", buffering=0)
-        self.skipped, self.missing_seconds = 0, 0.0
+        read_timeout = PART_SECONDS if ".m3u8" in address.lower() else STALL_TIMEOUT
+        self.file = None if scheme else _TimedFile(address)
+        self.skipped, self.missing_seconds, self.beginning = 0, 0.0, None
         self.container, self.decoded, self.memory = None, deque(), _memory_limit()
         try:
             with self._limits():
@@ -104,7 +111,7 @@ class Video:
                     container_options=options,
                     metadata_errors="replace",
                     buffer_size=BUFFER_BYTES,
-                    timeout=(LOST_TIMEOUT, STALL_TIMEOUT) if scheme else FILE_TIMEOUT,
+                    timeout=(LOST_TIMEOUT, read_timeout) if scheme else FILE_TIMEOUT,
                 )
                 self._choose_stream()
                 self._read_header(scheme in STREAM_SCHEMES)
@@ -119,8 +126,9 @@ class Video:
         ratio = float(stream and stream.sample_aspect_ratio or 1)
         stretch = max(ratio, 1 / ratio)
         self.stretch = ratio if MIN_STRETCH < stretch < MAX_STRETCH else 1.0
-        if not (stream and stream.codec_context and 0 < stream.width * stream.height * stretch <= MAX_IMAGE_PIXELS):
-            raise MemoryError  # before the first frame is decoded, which memory may not hold
+        if not (stream and stream.codec_context and stream.width * stream.height * stretch <= MAX_IMAGE_PIXELS):
+            # before a frame is decoded; a stream that was entered between its key frames tells no size yet, which is 0
+            raise MemoryError
         stream.codec_context.options = {"max_pixels": str(MAX_IMAGE_PIXELS)}
 
     def _read_header(self, live):
@@ -132,14 +140,13 @@ class Video:
         for other in self.container.streams:
             if other not in self.streams:
                 other.discard = type(other.discard).all
-        size = os.fstat(self.file.fileno()).st_size if self.file else max(self.container.size, 0)
+        is_playlist = self.container.format.name == "hls"  # its size is not that of what it names
+        size = os.fstat(self.file.fileno()).st_size if self.file else max(self.container.size, 0) * (not is_playlist)
         self.finite = self.duration is not None or size > 0
-        self.live = live or not self.finite
-        self.in_parts = self.container.format.name == "hls" and not self.finite
-        if self.in_parts:
-            self.container.read_timeout = PART_SECONDS
-        # each further thread holds a frame back
-        stream.codec_context.thread_count = 1 if self.live else min(cv2.getNumThreads(), MAX_THREADS)
+        self.live, self.in_parts = live or not self.finite, is_playlist and not self.finite
+        # each further thread holds a frame back, which live would be a delay
+        single = self.live or stream.width * stream.height <= MAX_SINGLE_PIXELS
+        stream.codec_context.thread_count = 1 if single else min(cv2.getNumThreads(), MAX_THREADS)
         stream.codec_context.thread_type = "AUTO"
         self.frame_count = None
         if self.duration and rate:  # each frame takes a byte at least, so a small file can't have many
@@ -182,8 +189,13 @@ class Video:
 
     def _decode(self, packet):
         if packet.stream is self.stream and (packet.size or packet.dts is None):  # empty: the frame before it goes on
-            if packet.is_corrupt:  # cut off
+            is_jpeg = self.stream.codec_context.name == "mjpeg"
+            if packet.is_corrupt or (is_jpeg and bytes(packet).count(SCAN) > MAX_SCANS):  # corrupt: cut off
                 raise MemoryError
+            if (
+                self.beginning is None and self.container.format.name != "mpjpeg"
+            ):  # a still scene begins alike each time
+                self.beginning = packet.pts, zlib.crc32(packet)
             self.decoded.extend(packet.decode())
         if packet.pts is not None:
             self.end = max(self.end, (packet.pts + (packet.duration or 0)) / self.ticks[packet.stream_index])
@@ -222,10 +234,6 @@ class Video:
         pts = frame.dts if frame.pts is None else frame.pts
         return None if pts is None else (pts - self.origin) / self.ticks[self.stream.index]
 
-    def stream_seconds(self, frame: "av.VideoFrame") -> float | None:  # noqa: F821
-        """Return the time of a frame by the sender's own clock, in seconds."""
-        return frame.time
-
     def image(self, frame: "av.VideoFrame") -> np.ndarray:  # noqa: F821
         """Return a frame as it is to be seen: BGR uint8 (height, width, 3), upright, its pixels square."""
         width = round(frame.width * max(1, self.stretch))
@@ -245,7 +253,9 @@ class Video:
 
     @contextlib.contextmanager
     def _limits(self):
-        """Let FFmpeg take no more than `memory` bytes, where the system can limit that: its allocations then fail."""
+        """Let FFmpeg take no more than FILE_TIMEOUT and `memory` bytes, as far as the system can limit them."""
+        if self.file:
+            self.file.deadline = time.monotonic() + FILE_TIMEOUT
         if self.memory:
             resource.setrlimit(resource.RLIMIT_DATA, (self.memory, UNLIMITED[1]))
         try:
@@ -257,6 +267,17 @@ class Video:
 
 class VideoError(Exception):
     """A video can't be opened."""
+
+
+class _TimedFile(io.FileIO):
+    """A file that can't be read after `deadline`, by time.monotonic(): FFmpeg may search all of it for a frame."""
+
+    deadline = math.inf
+
+    def read(self, size=-1):
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
+        return super().read(size)
 
 
 def trim_memory() -> None:

@@ -40,8 +40,8 @@ def evaluate(options: argparse.Namespace, path: Path) -> None:
     split = data.splits[name]
     evaluations = metrics.evaluate(classifier, split, data.labels)
     print(f"\n{options.evaluate} on {name}, n = {len(split.images)}:\n{metrics.format_tables(evaluations)}")
-    corrupted = metrics.format_corrupted(metrics.evaluate_corrupted(classifier, split, data.labels))
-    print(f"\nAs a camera sees it, single view:\n{corrupted.to_string()}")
+    print("\nAs a camera sees it, single view:", flush=True)
+    print(metrics.format_corrupted(metrics.evaluate_corrupted(classifier, split, data.labels)).to_string())
     if name == "train" or "train" not in data.splits:
         return
     copies = dataset.duplicate_mask(split, data.splits["train"])
@@ -74,7 +74,8 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
     network.set_weights(label_head)
     votes = (kernel[:, classes:], bias[classes:]) if bias.size > classes else None
 
-    # measured with all outputs, as the file gives them: the weights in float16
+    print("\nMeasuring the model ...", flush=True)
+    # with all outputs, as the file gives them: the weights in float16
     logits = build(bias.size, None)
     bias = np.concatenate([label_head[-1], bias[classes:]])
     logits.set_weights([array.astype(np.float16) for array in (*others, kernel, bias)])

@@ -154,7 +154,7 @@ def _find_tables(tree, folder, *columns):
     return [file for file in tree.entries(folder) if file.suffix == ".csv" and csv_rows.has_columns(file, *columns)]
 
 
-def note(kind: str, paths: Iterable[Path]) -> str:
+def note(kind: str, paths: Iterable[Path | str]) -> str:
     """Return the sentence of this kind in NOTES, which counts and names the files at `paths`."""
     paths = sorted(paths)
     return f"{NOTES[kind].format(len(paths))}: {', '.join(map(str, paths[:3]))}{', ...' * (len(paths) > 3)}"

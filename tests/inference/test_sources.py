@@ -21,7 +21,7 @@ from conftest import (
     read_rows,
     write_video,
 )
-from samples import ffmpeg, gray, needs_ffmpeg, record_video, video_source, write_image, write_scene
+from samples import ffmpeg, gray, needs_ffmpeg, record_video, write_image, write_scene
 
 from expressions import UserError
 from expressions.inference.recorder import Recorder
@@ -31,7 +31,7 @@ from expressions.inference.sources import Source
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", ["mp4", "webm"])
 def test_a_phone_s_varying_rate_keeps_its_times(tmp_path, suffix):
-    video, out = tmp_path / f"phone.{suffix}", tmp_path / "out.avi"
+    video, out = tmp_path / f"phone.{suffix}", tmp_path / "out.mp4"
     dropped = "select=not(between(n\\,5\\,14))"
     ffmpeg("-f", "lavfi", "-i", "testsrc=size=160x120:rate=25:duration=2", "-vf", dropped, "-vsync", "vfr", video)
     with Source(video) as source, Recorder(out, source) as recorder:
@@ -42,15 +42,14 @@ def test_a_phone_s_varying_rate_keeps_its_times(tmp_path, suffix):
     expected = [index / 25 for index in range(50) if not 5 <= index <= 14]
     assert seconds == pytest.approx(expected, abs=0.002) and source.missing_seconds == 0
     with Source(out) as source:
-        assert len(list(source)) / source.fps == pytest.approx(2, abs=0.05)
+        assert [frame.seconds for frame in source] == pytest.approx(expected, abs=0.002)
 
 
 def test_a_phone_s_video_is_turned_upright(tmp_path):
     path = tmp_path / "video.mp4"
     image = gray(0)
     image[:, 80:] = 250  # bright on the right
-    with Recorder(path, video_source()) as recorder:
-        recorder.write(image, 0.0)
+    write_video(path, [image], codec="mp4v")
     unit, one = (1 << 16).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
     plain = unit + bytes(12) + unit + bytes(12) + one  # the track's matrix, ISO/IEC 14496-12, 8.3.2
     turned = bytes(4) + unit + bytes(4) + (-(1 << 16)).to_bytes(4, "big", signed=True) + bytes(16) + one  # clockwise
@@ -68,7 +67,7 @@ def test_a_broken_frame_in_a_video_is_skipped_and_counted(tmp_path):
     path = record_video(tmp_path / "video.avi")
     data = path.read_bytes()
     start = [match.start() for match in re.finditer(b"\xff\xd8\xff", data)][4]  # of the fifth JPEG
-    path.write_bytes(data[:start] + bytes(400) + data[start + 400 :])
+    path.write_bytes(data[:start] + bytes(1500) + data[start + 1500 :])  # all its headers
     with Source(path) as source:
         frames = list(source)
     assert [round(frame.image.mean() / 20) for frame in frames] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]

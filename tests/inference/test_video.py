@@ -1,19 +1,24 @@
 """Videos read by PyAV: what their headers say, right or wrong, and what they may not do."""
 
+import os
 import re
 import shutil
 import struct
 import subprocess
 import sys
 import threading
+import time
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import av
 import cv2
 import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, write_video
 from samples import ffmpeg, gray, needs_ffmpeg, record_video
 
+from expressions.inference import video
 from expressions.inference.sources import Source
 
 SCENE = "testsrc=size=320x240:rate=25:duration=2"
@@ -117,6 +122,34 @@ def test_a_header_that_claims_many_samples_takes_no_more_than_the_bound(tmp_path
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert int(re.search(r"VmHWM:\s*(\d+) kB", result.stdout)[1]) < 2_400_000
+
+
+@pytest.mark.faults
+def test_a_search_for_the_next_frame_ends(tmp_path, monkeypatch):
+    """64 GB of zeros, which take no room on the disk."""
+    path = record_video(tmp_path / "video.avi")
+    os.truncate(path, 2**36)
+    monkeypatch.setattr(video, "FILE_TIMEOUT", 0.2)
+    monkeypatch.setattr(video, "LOST_TIMEOUT", 0.2)
+    began = time.perf_counter()
+    assert len(read(path)[0]) == 12
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.faults
+def test_a_jpeg_of_many_scans_is_a_broken_frame(tmp_path):
+    """A scan of 30 bytes goes over all pixels, so that a small file takes hours."""
+    progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    images = [cv2.imencode(".jpg", gray(level), progressive)[1].tobytes() for level in (0, 100, 200)]
+    images[1] = images[1][:-2] + images[1][images[1].rindex(b"\xff\xda") : -2] * 200 + images[1][-2:]
+    with av.open(tmp_path / "video.avi", "w") as container:
+        stream = container.add_stream("mjpeg", 10, width=160, height=120, pix_fmt="yuvj420p")
+        for number, data in enumerate(images):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 10)
+            container.mux(packet)
+    frames, source = read(tmp_path / "video.avi")
+    assert [round(frame.image.mean(), -1) for frame in frames] == [0, 200] and source.skipped == 1
 
 
 REFERENCES = {  # by name; {secret}: an absolute path, {server}: an address. Each names what another file holds
