@@ -2,6 +2,7 @@
 
     python benchmarks/faces.py --data data/fer2013         faces of FER2013's validation split
     python benchmarks/faces.py                             drawn faces
+    python benchmarks/faces.py --detector yunet            the tracker with the other face detector
 
 Videos are made in memory: faces that move, grow, shrink and tilt over textures, and the portrait that Matplotlib
 carries. Plain is detectMultiScale(1.1, 5, minSize=(30, 30)) in every frame, shrunk as the tracker's. Both run in one
@@ -23,11 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from expressions import EMOTIONS, UserError
-from expressions.inference.detector import MAX_FRAME_SIDE, HaarDetector
+from expressions.inference.detector import MAX_FRAME_SIDE, HaarDetector, load_detector
 from expressions.inference.tracker import Tracker
 from expressions.training import dataset, synthetic
 
-CASCADE = ROOT / "haarcascade_frontalface_default.xml"
 RATE, FRAMES, APPEARS = 30, 60, 20  # frames a second, a video, before a new face
 SIZES = (640, 480), (1280, 720)
 
@@ -35,28 +35,29 @@ SIZES = (640, 480), (1280, 720)
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of FER2013; without it faces are drawn")
+    parser.add_argument("--detector", default="haar", help="as of realtime_detect.py")
     parser.add_argument("--videos", type=int, default=3, help="of each kind (default: 3)")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     cv2.setRNGSeed(0)
     try:
-        images = face_images(options.data)
+        images, tracked = face_images(options.data), load_detector(options.detector)
     except UserError as error:
         parser.error(str(error))
-    random, detector = np.random.default_rng(0), HaarDetector(CASCADE)
+    random, detector = np.random.default_rng(0), HaarDetector()
     easy = np.array([is_easy(detector, image) for image in images])
     print(f"{easy.sum()} of {len(easy)} faces are easy")
     for size in SIZES:
         for count in (1, 3, 7):
             cells = [random.choice(len(images), count, replace=False) for _ in range(options.videos)]
             videos = [face_video(images[cell], size, random) for cell in cells]
-            compare(f"{count} faces, {size[0]}x{size[1]}", detector, videos, [easy[cell] for cell in cells])
+            compare(f"{count} faces, {size[0]}x{size[1]}", tracked, detector, videos, [easy[cell] for cell in cells])
         videos = [portrait_video(detector, size, random) for _ in range(options.videos)]
-        compare(f"portrait, {size[0]}x{size[1]}", detector, videos, [[True]] * options.videos)
+        compare(f"portrait, {size[0]}x{size[1]}", tracked, detector, videos, [[True]] * options.videos)
     waits = []
     for _ in range(10 * options.videos):
         (face,) = images[random.choice(np.flatnonzero(easy), 1)]
-        waits.append(frames_until_seen(detector, face_video(face[None], SIZES[0], random, appears=APPEARS)))
+        waits.append(frames_until_seen(tracked, face_video(face[None], SIZES[0], random, appears=APPEARS)))
     seen = [wait for wait in waits if wait is not None]
     print(
         f"new easy face: seen within {FRAMES - APPEARS} frames in {len(seen)} of {len(waits)} videos; "
@@ -182,13 +183,13 @@ def overlaps(truth, boxes):
     return shared / (truth[:, 2:].prod(axis=1)[:, None] + boxes[:, 2:].prod(axis=1) - shared)
 
 
-def compare(name, detector, videos, easy):
+def compare(name, tracked, detector, videos, easy):
     """Search videos with the tracker and plainly; print how many faces each finds, how many false ones, how fast."""
     counts = {"tracker": np.zeros(3), "plain": np.zeros(3)}  # faces, easy faces, false
     seconds = {"tracker": [], "plain": []}
     faces, easy_faces, frames = 0, 0, 0
     for frames_of_video, is_easy in zip(videos, easy, strict=True):
-        tracker = Tracker(detector)
+        tracker = Tracker(tracked)
         searches = {
             "tracker": lambda gray, time, tracker=tracker: [track.box for track in tracker.update(gray, time)],
             "plain": lambda gray, _: plain(detector, gray),
@@ -213,9 +214,9 @@ def compare(name, detector, videos, easy):
         )
 
 
-def frames_until_seen(detector, frames):
+def frames_until_seen(tracked, frames):
     """How many frames after it appears a face is seen; 0 in the first one; None if it is not."""
-    tracker = Tracker(detector)
+    tracker = Tracker(tracked)
     for index, (gray, truth) in enumerate(frames):
         boxes = [track.box for track in tracker.update(gray, index / RATE)]
         if (overlaps(truth, boxes) >= 0.4).any():

@@ -2,6 +2,7 @@
 
     python benchmarks/live.py                              drawn faces
     python benchmarks/live.py --data data/fer2013          faces of FER2013's validation split
+    python benchmarks/live.py --detector yunet             with the other face detector
     python benchmarks/live.py --frames 20000               also a video that long: does memory or time grow?
 
 Videos of moving faces (as in benchmarks/faces.py) are written to a file. A frame's time is that of reading, finding,
@@ -45,11 +46,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of FER2013; without it faces are drawn")
     parser.add_argument("--videos", type=int, default=3, help="of each kind (default: 3)")
+    parser.add_argument("--detector", default="haar", help="as of realtime_detect.py")
     parser.add_argument("--frames", type=int, default=0, help="of a long video (default: none)")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     try:
-        images, recognizer = face_images(options.data), ExpressionRecognizer()
+        images, recognizer = face_images(options.data), ExpressionRecognizer(detector=options.detector)
     except UserError as error:
         parser.error(str(error))
     random = np.random.default_rng(0)

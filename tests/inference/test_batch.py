@@ -335,7 +335,7 @@ def test_outcomes_lead_to_further_jobs_and_rows(tmp_path):
 
 def test_of_a_video_that_claims_years_few_segments_are_tried(tmp_path):
     """More of them only as they prove to have frames; and what it lacks at its end is no reason to begin again."""
-    settings = jobs.Settings(None, None, False, tmp_path / "results", ".csv", "us")
+    settings = jobs.Settings(None, "haar", tmp_path / "results", ".csv", "us")
     with Index(settings.folder, "us") as index:
         coordinator = Coordinator(str(tmp_path), settings, index, tqdm(disable=True))
         [job] = coordinator.plan([str(tmp_path / "long.mp4")])

@@ -168,6 +168,6 @@ def test_several_threads_get_what_one_gets(trained, frame):
 @pytest.mark.faults
 def test_a_model_with_a_class_called_as_what_is_said_of_unclear_faces(monkeypatch):
     labels = ("happy", UNCERTAIN)
-    monkeypatch.setattr(Classifier, "load", lambda *_, **__: SimpleNamespace(labels=labels, has_votes=False))
+    monkeypatch.setattr(Classifier, "load", lambda *_, **__: SimpleNamespace(labels=labels, shown_votes=0.0))
     with pytest.raises(UserError, match="has a class called uncertain"):
         ExpressionRecognizer()
