@@ -5,6 +5,7 @@ part, so it speaks of that part alone. A teacher that has seen an image mostly r
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,8 @@ from expressions.training.readers import Dataset
 
 VIEWS = (1.0, 1.06, 0.95)  # zooms of an image, each also mirrored, whose mean prediction is its soft label
 BATCH_SIZE = 256  # images that a teacher looks at together
+# what NumPy and zipfile raise for a file that is damaged, or another one
+DAMAGE = (OSError, ValueError, LookupError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def fold_mask(images: np.ndarray, fold: str) -> np.ndarray:
@@ -84,12 +87,14 @@ def _read(path, images, labels):
             found, probabilities = file["digests"], file["probabilities"].astype(np.float32)
             known = tuple(map(str, file["labels"])) if "labels" in file else labels
         columns = (len(labels), 2 * len(labels) + 1)
-        sound = (
-            found.shape == probabilities.shape[:1] and found.dtype == np.uint64 and probabilities.shape[1] in columns
-        )
-        if not sound or not (np.isfinite(probabilities) & (probabilities >= 0)).all():
+        sound = found.size and found.shape == probabilities.shape[:1] and found.dtype == np.uint64
+        if (
+            not sound
+            or probabilities.shape[1] not in columns
+            or not (np.isfinite(probabilities) & (probabilities >= 0)).all()
+        ):
             raise ValueError(path)
-    except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole file of soft labels"
         raise UserError(f"--teacher {path}: {reason}; train.py --soft-labels makes such files") from None
     _check_labels(path, known, labels)

@@ -89,17 +89,25 @@ NUMBER = np.uint64([1])
     [
         b"",
         b"PK\3\4",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }"
+        + b" " * 59
+        + b"\n"
+        + bytes(8),
         {"digests": NUMBER},
         {"digests": [1.5], "probabilities": [[0.1] * 15]},
         {"digests": NUMBER, "probabilities": [[0.5] * 4]},
         {"digests": NUMBER, "probabilities": [[np.nan] * 7]},
+        {"digests": NUMBER[:0], "probabilities": np.zeros((0, 7))},
         {"digests": NUMBER, "probabilities": np.array([[{}] * 7])},
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_a_file_that_holds_no_soft_labels(tmp_path, content):
     path = tmp_path / "soft.npz"
-    np.savez(path, **content) if isinstance(content, dict) else path.write_bytes(content)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
     with pytest.raises(UserError, match="not a whole file of soft labels"):
         teachers.soft_labels([path], FACES, EMOTIONS)
     with pytest.raises(UserError, match="No such file"):
