@@ -18,7 +18,7 @@ from expressions.inference import overlay
 from expressions.inference.detector import HaarDetector
 from expressions.inference.names import parse_size
 from expressions.inference.summary import Summary
-from expressions.inference.tables import Table
+from expressions.inference.tables import Table, path_cell
 from expressions.inference.tracker import Tracker, select_for_classification
 from expressions.inference.types import Box, Face
 from expressions.model_validation import parse_metadata
@@ -109,7 +109,7 @@ def test_votes_become_shares(tmp_path, counts):
     columns = [*readers.FERPLUS_COLUMNS, *readers.FERPLUS_OTHERS]
     lines = [f"Training,{number}.png,{','.join(map(str, row))}" for number, row in enumerate(counts)]
     (tmp_path / "fer2013new.csv").write_text("\n".join([f"Usage,Image name,{','.join(columns)}", *lines]))
-    shares = readers.read_votes([tmp_path])[readers.VOTES].sum(axis=1)
+    shares = readers.read_votes([tmp_path], readers.Tree(tmp_path))[readers.VOTES].sum(axis=1)
     np.testing.assert_allclose(shares, [float(any(row)) for row in counts], atol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_a_row_comes_back_as_it_was_written(tmp_path, name, box, seconds, number
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text("utf-8").split("\n") if line]
     assert len(rows) == len(lines) == count
     for row in [*rows, *lines]:
-        assert row["source"] == name.encode(errors="backslashreplace").decode()
+        assert row["source"] == path_cell(name.encode(errors="backslashreplace").decode())
         assert [int(row[key]) for key in ("frame", "track", *Box._fields)] == [number, number, *box]
         assert float(row["seconds"]) == round(seconds, 3)
         assert [float(row[label]) for label in EMOTIONS] == [round(float(chance), 4) for chance in chances]
