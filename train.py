@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
     shift: float = 0.1  # share of the image; detectors don't centre a face
     zoom: float = 0.2  # share of the image; Haar's boxes of these faces are mostly 0.8 to 1.13 times as wide
     erasing: float = 0.5  # probability of an image to lose a part, so that no part of the face alone decides
-    photometric: float = 0.7  # probability of an image to be changed as poor cameras and light do
+    photometric: float = 0.7  # probability of an image to be changed as poor cameras and light do; less in short runs
     logit_adjustment: float = 0.3  # for rare classes, 0 to 1: recall of disgust from 34 to 50 %, accuracy as before
 
 
@@ -148,7 +148,7 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     """Train on `data`; leave the model at options.model, and its report in `directory`."""
     with suppress_output():  # where TensorFlow greets on JAX
         keras.utils.set_random_seed(options.seed)
-    recipe = FINE_TUNING if options.start else FROM_SCRATCH
+    recipe = FINE_TUNING if options.start else FROM_SCRATCH._replace(photometric=min(0.7, options.epochs / 100))
     batches, validation = make_batches(data, recipe, options)
     options.network, weights = trainer.starting_point(options, data, NETWORKS)
 
