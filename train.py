@@ -120,7 +120,7 @@ def make_batches(data: dataset.Dataset, recipe: Recipe, options: argparse.Namesp
     augmented = OpenCVImageDataGenerator(
         rescale=RESCALE, rotation_range=recipe.rotation, zoom_range=recipe.zoom, horizontal_flip=True,
         width_shift_range=recipe.shift, height_shift_range=recipe.shift,
-        erasing_probability=recipe.erasing, photometric_probability=recipe.photometric,
+        erasing_probability=recipe.erasing, photometric_probability=min(recipe.photometric, options.epochs / 100),
     )  # fmt: skip
     images, targets = trainer.images_and_targets(data, "train", options.teacher)
     batches = augmented.flow(images, targets, options.batch_size, shuffle=True, seed=options.seed)
@@ -148,7 +148,7 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     """Train on `data`; leave the model at options.model, and its report in `directory`."""
     with suppress_output():  # where TensorFlow greets on JAX
         keras.utils.set_random_seed(options.seed)
-    recipe = FINE_TUNING if options.start else FROM_SCRATCH._replace(photometric=min(0.7, options.epochs / 100))
+    recipe = FINE_TUNING if options.start else FROM_SCRATCH
     batches, validation = make_batches(data, recipe, options)
     options.network, weights = trainer.starting_point(options, data, NETWORKS)
 

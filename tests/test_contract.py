@@ -14,7 +14,7 @@ from expressions.inference import overlay
 from expressions.inference.types import Box
 from expressions.training import dataset, readers, synthetic
 
-OPTIONS = Namespace(batch_size=56, seed=0, teacher=[])
+OPTIONS = Namespace(batch_size=56, seed=0, teacher=[], epochs=1)
 
 
 def test_a_training_image_and_the_same_face_before_the_camera_give_the_same_tensor_bit_for_bit(data_folder, trained):
