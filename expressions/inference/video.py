@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from expressions import MAX_IMAGE_PIXELS
+from expressions.image_formats import MAX_SCANS
 
 try:
     import resource
@@ -67,7 +68,7 @@ MAX_THREADS = 4  # of a decoder; each takes frames in memory, and the detector i
 MAX_MEMORY_BYTES = 2**31
 NO_VIDEO = "not a video or image that can be read, or too large a one"
 ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
-SCAN, MAX_SCANS = b"\xff\xda", 100  # the start of one in a JPEG; each goes over all pixels, and files may have millions
+SCAN = b"\xff\xda"  # the start of one in a JPEG
 BUFFER_BYTES = 2**18  # read at a time; with FFmpeg's 32 KB Python would be called more often
 
 
@@ -192,9 +193,8 @@ class Video:
             is_jpeg = self.stream.codec_context.name == "mjpeg"
             if packet.is_corrupt or (is_jpeg and bytes(packet).count(SCAN) > MAX_SCANS):  # corrupt: cut off
                 raise MemoryError
-            if (
-                self.beginning is None and self.container.format.name != "mpjpeg"
-            ):  # a still scene begins alike each time
+            # without JPEGs in a row: a still scene begins alike each time
+            if self.beginning is None and self.container.format.name != "mpjpeg":
                 self.beginning = packet.pts, zlib.crc32(packet)
             self.decoded.extend(packet.decode())
         if packet.pts is not None:
