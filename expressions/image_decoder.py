@@ -142,5 +142,6 @@ def _limit_resources():
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(usage.ru_utime + usage.ru_stime) + MAX_DECODE_SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        resource.setrlimit(resource.RLIMIT_DATA, (MAX_DECODE_BYTES,) * 2)
+        for limit, value in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MAX_DECODE_BYTES)):
+            with contextlib.suppress(ValueError):  # the system allows less
+                resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
