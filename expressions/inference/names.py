@@ -116,7 +116,7 @@ def _match(pattern):
 
 def _existing_folder(path):
     """The longest beginning of a path that is a folder; "" for the working directory."""
-    while not os.path.isdir(path or "."):
+    while not os.path.isdir(path or ".") and path != os.path.dirname(path):  # the same for a drive that isn't there
         path = os.path.dirname(path)
     return path
 

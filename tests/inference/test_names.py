@@ -97,6 +97,14 @@ def test_names_as_people_type_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.faults
+def test_a_pattern_on_a_drive_that_is_not_there(monkeypatch):
+    """As on Windows, where Z:\\ may be no folder."""
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    with pytest.raises(UserError, match="^/none/.*: no image or video there"):
+        expand_sources("/none/*.jpg")
+
+
+@pytest.mark.faults
 def test_links_in_a_circle_give_each_file_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "videos/a.jpg", "videos/sub/b.jpg", "videos/sub/.hidden/c.jpg", "elsewhere/d.jpg")
