@@ -35,10 +35,10 @@ def _decode_here(info):
     with contextlib.suppress(cv2.error), suppress_output():  # libraries that OpenCV uses complain on the screen
         if info.format == "HEIC":
             image = _decode_heic(info.data)
-        elif info.alpha:
-            image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        if info.format != "HEIC" and not _has_alpha(image):
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        else:
+            image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if info.alpha else None
+            if not _has_alpha(image):
+                image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise UserError("not an image that can be read, or too large a one")
     return _blend_with_white(image, info.format) if _has_alpha(image) else image
@@ -142,5 +142,6 @@ def _limit_resources():
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(usage.ru_utime + usage.ru_stime) + MAX_DECODE_SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        resource.setrlimit(resource.RLIMIT_DATA, (MAX_DECODE_BYTES,) * 2)
+        for limit, value in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MAX_DECODE_BYTES)):
+            with contextlib.suppress(ValueError):  # the system allows less
+                resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))

@@ -31,8 +31,8 @@ MAX_PARTS = 2**17  # chunks of a PNG, segments of a JPEG
 MAX_SCANS = 100  # of a progressive JPEG, which usually has ten: each takes as long as a whole image
 MAX_SCANNED_PIXELS = 2**31  # a JPEG's scans times its pixels: a few seconds
 KEPT_CHUNKS = (b"tRNS", b"eXIf")  # of a PNG, besides those that every PNG has: transparent colour, orientation
-MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a JPEG's segment; not the markers within a scan
-EOI, SOS, TEM = 0xD9, 0xDA, 0x01  # end of image, start of scan, one without a segment
+MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # a JPEG's segment; not those that have no length
+EOI, SOS = 0xD9, 0xDA  # end of image, start of scan
 BASELINE, PROGRESSIVE = (0xC0, 0xC1), 0xC2  # kinds of JPEG, by the marker of the frame's header
 RARE_JPEG = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # lossless, hierarchical, arithmetic
 SUBFILE_TYPE, DNG_VERSION = 254, 50706  # tags of TIFF
@@ -90,10 +90,8 @@ def _inspect_png(data):
         end = start + size + 12
         if end > len(data):  # libpng would take the memory first
             raise IndexError
-        if kind == b"IHDR":
-            alpha = alpha or data[start + 17] in (4, 6)  # the colour type
-        alpha = alpha or kind == b"tRNS"
-        several = several or kind == b"acTL"
+        alpha |= kind == b"tRNS" or (kind == b"IHDR" and data[start + 17] in (4, 6))  # the colour type
+        several |= kind == b"acTL"
         if kind in KEPT_CHUNKS or not kind[0] & 32:  # a capital: no decoder may pass it over
             parts.append(view[start:end])
         if kind == b"IEND":
@@ -111,8 +109,6 @@ def _inspect_jpeg(data):
         if marker == EOI:
             return ImageInfo("JPEG", data)
         start = match.end()
-        if marker == TEM:
-            continue
         if marker in RARE_JPEG:
             raise UserError("not an image: a JPEG with lossless or arithmetic coding; convert it to an ordinary one")
         if marker in (*BASELINE, PROGRESSIVE):

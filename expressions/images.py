@@ -80,7 +80,7 @@ def preprocess_face(image: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
         # averaging avoids aliasing where a large face shrinks; a small one is interpolated
         shrinks = min(image.shape) > size
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.ascontiguousarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(image)
 
 
 def crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

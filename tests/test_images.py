@@ -3,6 +3,7 @@
 import io
 import resource
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -10,7 +11,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from conftest import large_png
+from conftest import ROOT, large_png, needs_root
 from PIL import Image
 
 from expressions import MAX_IMAGE_BYTES, UserError, image_decoder
@@ -246,6 +247,16 @@ def test_what_takes_too_long_is_stopped_and_the_next_image_is_read(monkeypatch):
         limits = open(f"/proc/{image_decoder._process.pid}/limits").read()
         [memory] = (line.split()[3] for line in limits.splitlines() if line.startswith("Max data size"))
         assert int(memory) == image_decoder.MAX_DECODE_BYTES
+
+
+@pytest.mark.faults
+@needs_root
+def test_a_system_that_allows_less_memory_than_an_image_may_take():
+    code = """import resource as r; from expressions import image_decoder
+r.setrlimit(r.RLIMIT_DATA, (2**31,) * 2); image_decoder._limit_resources()
+print(r.getrlimit(r.RLIMIT_DATA)[0], r.getrlimit(r.RLIMIT_CPU)[0] < 60)"""
+    words = ["setpriv", "--bounding-set=-sys_resource", sys.executable, "-c", code]
+    assert subprocess.check_output(words, cwd=ROOT, text=True).split() == [str(2**31), "True"]
 
 
 @pytest.mark.slow

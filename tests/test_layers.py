@@ -1,4 +1,4 @@
-"""Imports only go down the layers, the two wings never meet, and the webcam loads no framework that only trains.
+"""Imports only go down the layers, the two wings never meet, and the webcam loads nothing that only others need.
 
 Every module stands in LAYERS. It may import modules of lower layers, none of its own layer or a higher one.
 """
@@ -68,7 +68,7 @@ LAYERS = {
 }
 LEVELS = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}
 WINGS = ("expressions.training", "expressions.inference")
-NOT_FOR_WEBCAM = {"keras", "tensorflow", "torch", "jax", "matplotlib", "seaborn", "pandas"}
+NOT_FOR_WEBCAM = {"keras", "tensorflow", "torch", "jax", "matplotlib", "seaborn", "pandas", "av"}
 
 
 def name_of(path):
@@ -118,7 +118,7 @@ def test_the_wings_never_import_each_other(module):
     assert {wing(imported) for imported in project_imports(module)} <= {None, wing(module)}
 
 
-def test_the_webcam_loads_nothing_that_only_training_needs():
+def test_the_webcam_loads_nothing_that_it_does_not_need():
     loaded = loaded_modules("realtime_detect")
     assert "expressions.inference.tracker" in loaded
     assert not loaded & NOT_FOR_WEBCAM

@@ -137,7 +137,8 @@ class Live:
         if reader:
             self.beginning = reader.beginning
             reader.close()
-        self.closing.wait(0.2)
+        if self.closing.wait(0.2):
+            return None
         self.old_until = self.shown
         try:
             reader = self.reopen()

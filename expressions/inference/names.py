@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 CAMERA = re.compile("[0-9]{1,3}|/dev/(video|v4l/).*")
 URL = re.compile("([a-z][a-z0-9+.-]+)://[^/?#]*([^?#]*)", re.IGNORECASE)  # scheme and path
 DIGITS = re.compile("([0-9]+)")
-ENDING = re.compile(r"(?<=\.)[a-z0-9]+\Z", re.IGNORECASE)  # of a pattern, without wildcards
+PATTERN_SUFFIX = re.compile(r"(?<=\.)[a-z0-9]+\Z", re.IGNORECASE)  # without wildcards
 SEPARATORS = os.sep + (os.altsep or "")
 RECURSIVE = re.compile(r"(?:(?<=[{0}])|^)\*\*(?:[{0}]+|\Z)".format(re.escape(SEPARATORS)))
 MAX_LINE_CHARACTERS = 2**16  # of a list
@@ -44,10 +44,10 @@ def resolve_source(source: str) -> str:
         return os.path.expanduser(source)
     if not source.lower().startswith("file://"):
         return source
-    host, path = urlsplit(source)[1:3]
+    host, slash, path = source[len("file://") :].partition("/")
     if host not in ("", "localhost"):
         raise UserError(f"{source}: is on another computer; give a path")
-    path = os.fsdecode(unquote_to_bytes(path))
+    path = os.fsdecode(unquote_to_bytes(os.fsencode(slash + path)))
     return path[1:] if os.name == "nt" else path  # /C:/me.jpg
 
 
@@ -110,13 +110,13 @@ def _match(pattern):
             for below in _walk(folder):
                 yield from _match(os.path.join(below, tail[0] or "*"))
     else:
-        head = ENDING.sub(lambda ending: "".join(f"[{sign.lower()}{sign.upper()}]" for sign in ending[0]), head)
+        head = PATTERN_SUFFIX.sub(lambda match: "".join(f"[{x.lower()}{x.upper()}]" for x in match[0]), head)
         yield from glob.glob(glob.escape(root) + head)
 
 
 def _existing_folder(path):
     """The longest beginning of a path that is a folder; "" for the working directory."""
-    while not os.path.isdir(path or "."):
+    while not os.path.isdir(path or ".") and path != os.path.dirname(path):  # the same for a drive that isn't there
         path = os.path.dirname(path)
     return path
 

@@ -12,7 +12,6 @@ from expressions import UserError
 from expressions.cli import escape_unprintable
 from expressions.image_formats import WRITTEN_SUFFIXES
 from expressions.inference import overlay
-from expressions.inference.recorder import FORMATS, Recorder
 from expressions.inference.sources import Source
 from expressions.inference.summary import Summary
 from expressions.inference.tables import STDOUT, Table
@@ -75,11 +74,10 @@ class Outputs:
                     self.summary.draw(self.options.summary, overlay.palette(labels))
 
     @contextmanager
-    def record(self, source: Source) -> Iterator[Recorder | None]:
+    def record(self, source: Source) -> "Iterator[Recorder | None]":  # noqa: F821
         """Keep the annotated file of one source open within the `with` block; at its end, print a line about it."""
-        path, error = self._annotated_path(source), None
-        self.frames = self.faces = 0
-        with Recorder(path, source, self.options.overwrite) if path else nullcontext() as recorder:
+        self.frames, self.faces, error = 0, 0, None
+        with self._open_recorder(source) if self.options.save else nullcontext() as recorder:
             start = time.perf_counter()
             try:
                 yield recorder
@@ -95,7 +93,7 @@ class Outputs:
             if missing := source.missing_seconds:
                 line += f"; {missing:.1f} s are missing: the file is damaged, or was cut without re-encoding"
             if recorder and recorder.frame_count:
-                line += f"; saved to {escape_unprintable(path)}{recorder.lacking}"
+                line += f"; saved to {escape_unprintable(recorder.path)}{recorder.lacking}"
             tqdm.write(line)
         if error:
             raise error
@@ -107,9 +105,11 @@ class Outputs:
             table.write(source.name, frame, faces)
         self.summary.add(source.name, frame, faces, source.is_image)
 
-    def _annotated_path(self, source):
+    def _open_recorder(self, source):
+        from expressions.inference.recorder import FORMATS, Recorder  # not above: PyAV takes a tenth of a second
+
         path = self.options.save
-        if path and self.folder:  # the same folders in --save as in the sources'
+        if self.folder:  # the same folders in --save as in the sources'
             path /= os.path.relpath(source.address, self.folder)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class Outputs:
                 path = path.with_name(f"{path.name}.jpg")
             if os.path.realpath(path) in self.sources:
                 raise UserError(f"--save {path}: is one of the sources; choose another folder")
-        return path
+        return Recorder(path, source, self.options.overwrite)
 
 
 def _find_problem(path, suffixes):

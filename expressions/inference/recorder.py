@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,7 @@ class Recorder:
     def __init__(self, path: Path, source: Source, overwrite: bool = False) -> None:
         self.path, self.source, self.overwrite = Path(path), source, overwrite
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        self.container, self.frame_count, self.left_out = None, 0, 0
+        self.container, self.frame_count, self.left_out, self.files = None, 0, 0, ExitStack()
         self.fps = Fraction(source.fps or DEFAULT_FPS).limit_denominator(1001)
         suffixes = WRITTEN_SUFFIXES if source.is_image else FORMATS
         if self.path.suffix.lower() not in suffixes:
@@ -99,14 +100,14 @@ class Recorder:
                 self._fail(f"{path} is the source itself; choose another name")
         self._check_overwrite()
         try:
-            self.lock = open(self.partial, "ab")
+            lock = self.files.enter_context(open(self.partial, "ab"))
         except OSError as error:
             self._fail(f"can't be written ({error.strerror}); choose another folder or name")
-        lock_file(self.lock, f"--save {self.path}")
+        lock_file(lock, f"--save {self.path}")
         if sys.platform == "win32":  # where the lock would keep FFmpeg from writing the byte that is locked
-            self.lock.close()
+            lock.close()
         if self.partial.stat().st_size and not overwrite:
-            self.lock.close()
+            lock.close()
             self._fail(f"{self.partial} exists already; choose another name or remove it, or add --overwrite")
 
     def __enter__(self) -> "Recorder":
@@ -162,14 +163,15 @@ class Recorder:
         # flushed: a packet is in the file at once. file: because the name could look like an address
         options = {"flush_packets": "1", **self.format.muxer_options}
         path = f"file:{os.path.abspath(self.partial)}"
-        container = av.open(path, "w", format=suffix[1:], container_options=options)
+        container = self.files.enter_context(av.open(path, "w", format=suffix[1:], container_options=options))
         self.video = container.add_stream(
             self.format.codec, self.fps, self.format.codec_options, time_base=self.tick, pix_fmt=self.format.pixels
         )
         self.video.width, self.video.height = width + width % 2, height + height % 2  # yuv420p has no odd sizes
         heard = os.path.isfile(self.source.address) and not self.source.live
         copied, encoder = self.format.copied_sound, self.format.sound
-        self.sound = Sound(self.source.address if heard else None, container, copied, encoder, seconds)
+        sound = Sound(self.source.address if heard else None, container, copied, encoder, seconds)
+        self.sound = self.files.enter_context(closing(sound))
         try:
             container.start_encoding()
         except av.FFmpegError as error:
@@ -189,10 +191,13 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         try:
-            if self.container:
-                self._close_video()
-        finally:
-            self.lock.close()
+            with self.files:
+                if self.container and self.frame_count:
+                    self.sound.write_until(self.latest_seconds - self.start + 1 / self.fps)
+                    self.container.mux(self.video.encode(None))
+        except av.FFmpegError as error:
+            if self.frame_count:  # else the first error was told
+                self._fail(f"can't be written ({error.strerror}); what there is lies in {self.partial}")
         if not self.frame_count:
             if self.partial.exists() and not self.partial.stat().st_size:
                 self.partial.unlink()
@@ -204,19 +209,6 @@ class Recorder:
             os.replace(self.partial, self.path)
         except OSError as error:
             self._fail(f"can't be replaced ({error.strerror}); the new one is {self.partial}")
-
-    def _close_video(self):
-        try:
-            try:
-                if self.frame_count:
-                    self.sound.write_until(self.latest_seconds - self.start + 1 / self.fps)
-                    self.container.mux(self.video.encode(None))
-            finally:
-                self.sound.close()
-                self.container.close()
-        except av.FFmpegError as error:
-            if self.frame_count:  # else the first error was told
-                self._fail(f"can't be written ({error.strerror}); what there is lies in {self.partial}")
 
     @property
     def lacking(self) -> str:

@@ -6,7 +6,7 @@ from itertools import chain
 
 import av
 
-from expressions.inference.video import CONTAINERS
+from expressions.inference.video import CONTAINERS, MAX_STREAMS, TimedFile
 
 RATE, BIT_RATE = 48_000, 128_000  # samples and bits a second, of sound that is encoded anew
 
@@ -41,8 +41,9 @@ class Sound:
                 self.error = error.strerror
 
     def _open(self, path, copied, encoder, start):
-        file = self.files.enter_context(open(path, "rb", buffering=0))  # so that FFmpeg needs to open no file at all
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
+        file = self.files.enter_context(TimedFile(path))  # so that FFmpeg needs to open no file at all
+        file.start()
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "", "max_streams": str(MAX_STREAMS)}
         container = self.files.enter_context(av.open(file, container_options=options, metadata_errors="replace"))
         sound, frames = (container.streams.best(kind) for kind in ("audio", "video"))
         if not sound:
@@ -51,12 +52,13 @@ class Sound:
             if stream != sound:
                 stream.discard = av.stream.Discard.all
         origin = start + float((frames.start_time or 0) * frames.time_base)
+        packets = _read(file, container.demux(sound))
         if sound.codec.canonical_name in copied:
-            self.packets = _copy(container.demux(sound), self.output.add_stream_from_template(sound), origin)
+            self.packets = _copy(packets, self.output.add_stream_from_template(sound), origin)
         else:
             layout = "mono" if sound.channels == 1 else "stereo"
             stream = self.output.add_stream(encoder, RATE, layout=layout, bit_rate=BIT_RATE)
-            self.packets = self._encode(container.demux(sound), stream, origin)
+            self.packets = self._encode(packets, stream, origin)
 
     def _encode(self, packets, stream, origin) -> Iterator[av.Packet]:
         """Encode what is heard from `origin` on, so that it begins at 0."""
@@ -90,6 +92,13 @@ class Sound:
     def close(self) -> None:
         """Close the video file."""
         self.files.close()
+
+
+def _read(file, packets) -> Iterator[av.Packet]:
+    """Yield packets of a file, with a time limit for each."""
+    for packet in packets:
+        yield packet
+        file.start()
 
 
 def _copy(packets, stream, origin) -> Iterator[av.Packet]:

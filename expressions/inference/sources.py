@@ -65,6 +65,8 @@ class Source:
         try:
             self.frames = self._find_frames()
             first = next(self.frames, None)
+            if not (first or start):
+                raise VideoError(NO_VIDEO)
         except VideoError as error:
             self._fail(error)
         except OSError as error:
@@ -74,8 +76,6 @@ class Source:
             raise
         if first:
             self.frames = chain([first], self.frames)
-        elif not start:
-            self._fail(NO_VIDEO)
 
     def __iter__(self) -> Iterator[Frame]:
         try:
@@ -108,6 +108,7 @@ class Source:
         return getattr(self.reader, "missing_seconds", 0.0)
 
     def _fail(self, reason):
+        self.__exit__()  # the thread of a live source would open it again and again
         if self.camera:
             advice = CAMERA_ADVICE.get(sys.platform, "plug it in")
             raise UserError(f"camera {self.name}: {reason}; {advice}, or name another with --source")

@@ -7,8 +7,8 @@ protocols may be used that the address calls for.
 
 import contextlib
 import ctypes
+import errno
 import io
-import math
 import os
 import re
 import sys
@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from expressions import MAX_IMAGE_PIXELS
+from expressions.image_formats import MAX_SCANS
 
 try:
     import resource
@@ -67,7 +68,7 @@ MAX_THREADS = 4  # of a decoder; each takes frames in memory, and the detector i
 MAX_MEMORY_BYTES = 2**31
 NO_VIDEO = "not a video or image that can be read, or too large a one"
 ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
-SCAN, MAX_SCANS = b"\xff\xda", 100  # the start of one in a JPEG; each goes over all pixels, and files may have millions
+SCAN = b"\xff\xda"  # the start of one in a JPEG
 BUFFER_BYTES = 2**18  # read at a time; with FFmpeg's 32 KB Python would be called more often
 
 
@@ -100,7 +101,7 @@ class Video:
         if formats == "rtsp":
             options["rtsp_transport"] = "tcp"  # a firewall lets it in, and no port is opened
         read_timeout = PART_SECONDS if ".m3u8" in address.lower() else STALL_TIMEOUT
-        self.file = None if scheme else _TimedFile(address)
+        self.file = None if scheme else TimedFile(address)
         self.skipped, self.missing_seconds, self.beginning = 0, 0.0, None
         self.container, self.decoded, self.memory = None, deque(), _memory_limit()
         try:
@@ -192,9 +193,8 @@ class Video:
             is_jpeg = self.stream.codec_context.name == "mjpeg"
             if packet.is_corrupt or (is_jpeg and bytes(packet).count(SCAN) > MAX_SCANS):  # corrupt: cut off
                 raise MemoryError
-            if (
-                self.beginning is None and self.container.format.name != "mpjpeg"
-            ):  # a still scene begins alike each time
+            # without JPEGs in a row: a still scene begins alike each time
+            if self.beginning is None and self.container.format.name != "mpjpeg":
                 self.beginning = packet.pts, zlib.crc32(packet)
             self.decoded.extend(packet.decode())
         if packet.pts is not None:
@@ -255,7 +255,7 @@ class Video:
     def _limits(self):
         """Let FFmpeg take no more than FILE_TIMEOUT and `memory` bytes, as far as the system can limit them."""
         if self.file:
-            self.file.deadline = time.monotonic() + FILE_TIMEOUT
+            self.file.start()
         if self.memory:
             resource.setrlimit(resource.RLIMIT_DATA, (self.memory, UNLIMITED[1]))
         try:
@@ -269,14 +269,17 @@ class VideoError(Exception):
     """A video can't be opened."""
 
 
-class _TimedFile(io.FileIO):
-    """A file that can't be read after `deadline`, by time.monotonic(): FFmpeg may search all of it for a frame."""
+class TimedFile(io.FileIO):
+    """A file that can't be read later than FILE_TIMEOUT after `start`: FFmpeg may search all of it for a frame."""
 
-    deadline = math.inf
+    def start(self) -> None:
+        """Let it be read from now on."""
+        self.deadline = time.monotonic() + FILE_TIMEOUT
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes; raises TimeoutError."""
         if time.monotonic() > self.deadline:
-            raise TimeoutError
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         return super().read(size)
 
 

@@ -463,6 +463,17 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
 
 
 @pytest.mark.faults
+def test_a_camera_that_gives_no_frames_is_closed_again(plugged, monkeypatch):
+    monkeypatch.setattr(plugged, "read", lambda self: (time.sleep(0.1), None))
+    plugged.plugged = [1] * 100
+    with pytest.raises(UserError, match="^camera 1: can't be opened"):
+        Source("1")
+    opened = len(plugged.opened)
+    time.sleep(0.7)  # longer than STALL_TIMEOUT
+    assert len(plugged.opened) == opened > 1
+
+
+@pytest.mark.faults
 def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
     monkeypatch.setattr("expressions.inference.video.LOST_TIMEOUT", 1)
     plugged.plugged = [5, 0, 0, 5]

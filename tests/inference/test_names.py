@@ -88,10 +88,20 @@ def test_names_as_people_type_them(tmp_path, monkeypatch):
     assert expand_sources("names.txt") == [f"{tmp_path}/GOPR1.JPG"]
     for same in ("0", "me.jpg", "http://host/~me/a.jpg", "rtsp://[::1]/x", ""):
         assert resolve_source(same) == same
-    with pytest.raises(UserError, match="another computer"):
-        resolve_source("file://server/share/me.jpg")
+    assert resolve_source("file:///caf\udce9.jpg") == "/caf\udce9.jpg"  # as Latin-1, in a list of names
+    for other in ("file://server/share/me.jpg", "file://["):
+        with pytest.raises(UserError, match="another computer"):
+            resolve_source(other)
     touch(tmp_path, "~/me.jpg")
     assert resolve_source("~/me.jpg") == "~/me.jpg"  # a folder that is called so
+
+
+@pytest.mark.faults
+def test_a_pattern_on_a_drive_that_is_not_there(monkeypatch):
+    """As on Windows, where Z:\\ may be no folder."""
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    with pytest.raises(UserError, match="^/none/.*: no image or video there"):
+        expand_sources("/none/*.jpg")
 
 
 @pytest.mark.faults

@@ -168,7 +168,7 @@ with Recorder({str(path)!r}, source, overwrite=True) as recorder:
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: (heed_ctrl_c(), signal.signal(signal.SIGXFSZ, signal.SIG_IGN), end is None and
-                            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))),
+                            resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))),
     )  # fmt: skip
     process.stdout.readline()
     if end:

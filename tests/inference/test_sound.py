@@ -93,3 +93,14 @@ def test_a_broken_packet_of_sound_is_skipped(tmp_path):
     with av.open(str(tmp_path / "out.mp4")) as video:
         loud = [frame.time for frame in video.decode(audio=0) if np.abs(frame.to_ndarray()).max() > 0.05]
     assert 1.15 < loud[1] < 1.3 and loud[-1] == pytest.approx(2, abs=0.05)  # loud[0] began before the gap
+
+
+@pytest.mark.faults
+def test_reading_sound_has_a_time_limit(tmp_path, monkeypatch):
+    path = write_flash(tmp_path / "in.mp4", KINDS["mp4"])
+    with Source(path) as source, Recorder(tmp_path / "out.mp4", source) as recorder:
+        frames = list(source)
+        monkeypatch.setattr("expressions.inference.video.FILE_TIMEOUT", -1)
+        for frame in frames:
+            recorder.write(frame.image, frame.seconds)
+    assert recorder.frame_count == 50 and "without sound from 0.0 s on (Connection timed out)" in recorder.lacking
