@@ -56,10 +56,16 @@ def _limit_resources(seconds):
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, COMPILE_SECONDS))
-        # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
-        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES,) * 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MAX_FILE_BYTES,) * 2)
+        for kind, *limits in (
+            (resource.RLIMIT_CPU, seconds, COMPILE_SECONDS),
+            # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
+            (resource.RLIMIT_DATA, MAX_MEMORY_BYTES, MAX_MEMORY_BYTES),
+            (resource.RLIMIT_FSIZE, 2 * MAX_FILE_BYTES, 2 * MAX_FILE_BYTES),
+        ):
+            most = resource.getrlimit(kind)[1]  # the user may have set a lower one, which nobody can raise
+            resource.setrlimit(
+                kind, [limit if most == resource.RLIM_INFINITY else min(limit, most) for limit in limits]
+            )
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
@@ -105,7 +111,7 @@ def _build_network(path, config, labels):
         network = kind.from_config(config["config"])
         takes, gives = tuple(network.input_shape), tuple(network.output_shape)
         if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
-            raise UserError(f"takes input of the shape {takes}, not square pictures with 1 or 3 channels")
+            raise UserError(f"takes input of the shape {takes}, not square images with 1 or 3 channels")
         if gives != (None, len(labels)):
             raise UserError(f"gives output of the shape {gives}, not one value for each of {tuple(labels)}")
         if _count_layers({"config": network.get_config()}) < described:  # their weights are in no graph
