@@ -6,6 +6,7 @@ A .h5 is one HDF5 file; a .keras, as Keras 3 saves it, is a zip with the network
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,11 +95,11 @@ def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tup
         raise UserError("holds weights but no network; save the whole model, as train.py does")
     try:
         metadata, config = json.loads(metadata or "{}") | given, json.loads(config)
-        labels, scaling, seed = metadata.get("labels"), metadata.get("scaling"), metadata.get("seed", 0)
+        labels, scaling, fold = metadata.get("labels"), metadata.get("scaling"), metadata.get("fold")
         usable = labels is None or (isinstance(labels, list) and len(labels) <= MAX_LABELS)
         usable = usable and all(label.isprintable() and len(label) <= MAX_LABEL_LENGTH for label in labels or ())
         usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= metadata.get("temperature", 1) <= 100
-        usable = usable and isinstance(seed, int) and 0 <= seed < 2**32
+        usable = usable and (fold is None or re.fullmatch(r"\d{1,3}/[1-9]\d{0,2}", fold))
         config = _sanitize_config(config)
         usable = usable and isinstance(config["config"]["layers"], list) and isinstance(config["class_name"], str)
         calls = _count_calls(config)
