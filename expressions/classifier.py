@@ -26,7 +26,7 @@ MAX_CACHED = 10  # compiled networks, the most recently used
 DIGEST_BYTES = 32  # of a SHA-256
 MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory
 # of the votes in what the webcam program shows: labels find too few neutral faces, votes too few angry and sad ones; an
-# equal share is chosen by no data set, and as good on whole pictures as a fitted one (docs/model.md)
+# equal share is chosen by no data set, and as good on whole images as a fitted one (docs/model.md)
 SHOWN_VOTES = 0.5
 
 

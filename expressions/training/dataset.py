@@ -76,7 +76,7 @@ def _note_copies(splits):
             labels_of.setdefault(image.tobytes(), set()).add(label)
         copies, mixed = len(split.images) - len(labels_of), sum(len(labels) > 1 for labels in labels_of.values())
         if copies:
-            yield f"kept {copies} images of {name} that copy another one there; {mixed} pictures have several labels"
+            yield f"kept {copies} images of {name} that copy another one there; {mixed} images have several labels"
 
 
 def _check_votes(splits):

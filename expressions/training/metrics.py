@@ -130,14 +130,12 @@ def evaluate(
     if split.votes is not None:
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
-    if votes is None or not classifier.has_votes:
-        views = [name for name in views if name != "votes"]
-    if not classifier.has_votes:
-        views = [name for name in views if name != "shown"]
+    known = {"votes": classifier.has_votes and votes is not None, "shown": classifier.has_votes}
     y_true = columns[split.labels]
     return {
         name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **VIEWS[name]), votes)
         for name in views
+        if known.get(name, True)
     }
 
 

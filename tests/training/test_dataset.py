@@ -79,7 +79,7 @@ def test_training_images_that_stand_in_validation_too_are_dropped(tmp_path):
     seen = {image.tobytes() for image in data.splits["validation"].images}
     assert not any(image.tobytes() in seen for image in data.splits["train"].images)
     assert "dropped 2 training images that also stand in validation, pixel for pixel" in data.notes
-    assert "kept 1 images of train that copy another one there; 1 pictures have several labels" in data.notes
+    assert "kept 1 images of train that copy another one there; 1 images have several labels" in data.notes
 
 
 def test_for_measuring_every_image_stays_and_no_training_image_is_needed(tmp_path):
@@ -116,7 +116,7 @@ def test_the_same_image_under_two_labels_and_in_two_splits(tmp_path):
     loaded = dataset.load(data)
     assert loaded.counts().loc["all"].tolist() == [4, 3]
     assert any("dropped 3 training images that also stand in validation" in note for note in loaded.notes)
-    assert any("copy another one there; 1 pictures have several labels" in note for note in loaded.notes)
+    assert any("copy another one there; 1 images have several labels" in note for note in loaded.notes)
 
 
 @pytest.mark.faults
