@@ -6,7 +6,6 @@ A .h5 is one HDF5 file; a .keras, as Keras 3 saves it, is a zip with the network
 import io
 import json
 import math
-import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import h5py
 import numpy as np
 
 from expressions import IMAGE_SIZE, UserError
-from expressions.model_file import SCALINGS, digest, read_text_attribute
+from expressions.model_file import FOLD, SCALINGS, digest, read_text_attribute
 
 # A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
@@ -99,7 +98,7 @@ def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tup
         usable = labels is None or (isinstance(labels, list) and len(labels) <= MAX_LABELS)
         usable = usable and all(label.isprintable() and len(label) <= MAX_LABEL_LENGTH for label in labels or ())
         usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= metadata.get("temperature", 1) <= 100
-        usable = usable and (fold is None or re.fullmatch(r"\d{1,3}/[1-9]\d{0,2}", fold))
+        usable = usable and (fold is None or FOLD.fullmatch(fold))
         config = _sanitize_config(config)
         usable = usable and isinstance(config["config"]["layers"], list) and isinstance(config["class_name"], str)
         calls = _count_calls(config)

@@ -1,11 +1,10 @@
 """The command line of train.py."""
 
 import argparse
-import re
 from pathlib import Path
 
 from expressions import UserError, cli
-from expressions.model_file import SCALINGS
+from expressions.model_file import FOLD, SCALINGS
 from expressions.training import distributed
 from expressions.training.readers import SPLITS
 
@@ -48,8 +47,8 @@ def parse(arguments: list[str] | None, description: str, networks: list[str], ep
 
 
 def _fold(text):
-    match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+    match = FOLD.fullmatch(text)
+    if not match or int(match[1]) > int(match[2]) or match[2] == "1":
         raise argparse.ArgumentTypeError(f"{text}: takes K/N with a K from 1 to N, such as 1/4")
     return text
 

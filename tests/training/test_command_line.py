@@ -20,6 +20,7 @@ from expressions.training import command_line
         ("--network x", "--network: invalid choice"),
         ("--fold 0/4", "--fold: 0/4: takes K/N with a K from 1 to N"),
         ("--fold 5/4", "--fold: 5/4: takes K/N"),
+        ("--fold 1/04", "--fold: 1/04: takes K/N"),
         ("--fold 1/1", "--fold: 1/1: takes K/N"),
         ("--fold half", "--fold: half: takes K/N"),
         ("--soft-labels x.npz", "--soft-labels takes --teacher"),
