@@ -106,6 +106,14 @@ def test_a_class_called_as_what_is_said_of_unclear_faces(tmp_path):
 
 
 @pytest.mark.faults
+def test_a_class_whose_name_no_model_file_takes(tmp_path):
+    data = write_data(tmp_path, {"train": 3, "validation": 1}, labels=("happy", "x" * 101))
+    with pytest.raises(UserError, match="names of at most 100 characters; join or rename some"):
+        dataset.load(data)
+    assert dataset.load(data, training=False)
+
+
+@pytest.mark.faults
 def test_the_same_image_under_two_labels_and_in_two_splits(tmp_path):
     data = write_images(tmp_path)
     for name in ("train/sad/b2.png", "train/happy/b3.png", "validation/sad/b4.png"):
