@@ -6,6 +6,7 @@ A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.
 import contextlib
 import json
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -56,16 +57,13 @@ def _limit_resources(seconds):
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 
-        for kind, *limits in (
-            (resource.RLIMIT_CPU, seconds, COMPILE_SECONDS),
-            # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
-            (resource.RLIMIT_DATA, MAX_MEMORY_BYTES, MAX_MEMORY_BYTES),
-            (resource.RLIMIT_FSIZE, 2 * MAX_FILE_BYTES, 2 * MAX_FILE_BYTES),
-        ):
-            most = resource.getrlimit(kind)[1]  # the user may have set a lower one, which nobody can raise
-            resource.setrlimit(
-                kind, [limit if most == resource.RLIM_INFINITY else min(limit, most) for limit in limits]
-            )
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; so too large a file ends the process as well
+        # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
+        limits = {"RLIMIT_CPU": seconds, "RLIMIT_DATA": MAX_MEMORY_BYTES, "RLIMIT_FSIZE": 2 * MAX_FILE_BYTES}
+        for name, limit in limits.items():
+            kind = getattr(resource, name)
+            hard = resource.getrlimit(kind)[1]  # nobody can raise it, and the user may have lowered it
+            resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
