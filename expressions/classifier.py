@@ -96,8 +96,11 @@ class Classifier:
         given = ({"labels": list(labels)} if labels else {}) | ({"scaling": scaling} if scaling else {})
         name = cache_name(path, given)
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, damaged, or of another LiteRT
-            metadata, content = _read_cached(name)
-            return cls(CompiledNetwork(content, threads), metadata)
+            cached = _cache_folder() / name
+            metadata, _, content = _read_sealed(cached).partition(b"\n")
+            with contextlib.suppress(OSError):  # it may lie where nothing can be written
+                os.utime(cached)  # used just now
+            return cls(CompiledNetwork(content, threads), json.loads(metadata))
         print(f"Compiling {path}: this takes some seconds, once ...", flush=True)
         metadata, content = run_sandboxed("compile", path, **given)
         with contextlib.suppress(OSError, RuntimeError):  # nowhere to keep it: compiled anew each time
@@ -183,14 +186,6 @@ def _cache_folder():
     if hasattr(os, "getuid") and (made.st_uid != os.getuid() or made.st_mode & 0o022):
         raise PermissionError(folder)  # someone else may have put something there
     return folder
-
-
-def _read_cached(name):
-    path = _cache_folder() / name
-    metadata, _, content = _read_sealed(path).partition(b"\n")
-    with contextlib.suppress(OSError):  # it may lie where nothing can be written
-        os.utime(path)  # used just now
-    return json.loads(metadata), content
 
 
 def _read_sealed(path):
