@@ -131,10 +131,7 @@ class Classifier:
         classes = len(self.labels)
         results = [np.empty((0, classes), np.float32)]
         # votes for other answers, in the last column, are left out
-        parts = [
-            (1 - votes, slice(classes), self.metadata.get("temperature", 1)),
-            (votes, slice(classes, -1), 1),
-        ]
+        parts = [(1 - votes, slice(classes), self.metadata.get("temperature", 1)), (votes, slice(classes, -1), 1)]
         batch = max(1, MAX_BATCH_PIXELS // self.size**2 // (2 if flip_tta else 1))
         for start in range(0, len(faces), batch):
             inputs = self.inputs(faces[start : start + batch])

@@ -168,9 +168,8 @@ def format_tables(evaluations: dict[str, Evaluation]) -> str:
 
 def format_corrupted(table: pd.DataFrame) -> pd.DataFrame:
     """What `evaluate_corrupted` measured as the user reads it, a table of texts."""
-    return pd.DataFrame(
-        {"top-1": table["top-1"].map("{:.1%}".format), "macro F1": table["macro F1"].map("{:.3f}".format)}
-    )
+    formats = {"top-1": "{:.1%}".format, "macro F1": "{:.3f}".format}
+    return pd.DataFrame({name: table[name].map(text) for name, text in formats.items()})
 
 
 def fit_temperature(views: Sequence[np.ndarray], y_true: np.ndarray) -> float:

@@ -88,13 +88,9 @@ def _read(path, images, labels):
                 raise ValueError(path)
             found, probabilities = file["digests"], file["probabilities"].astype(np.float32)
             known = tuple(map(str, file["labels"])) if "labels" in file else labels
-        columns = (len(labels), 2 * len(labels) + 1)
         sound = found.size and found.shape == probabilities.shape[:1] and found.dtype == np.uint64
-        if (
-            not sound
-            or probabilities.shape[1] not in columns
-            or not (np.isfinite(probabilities) & (probabilities >= 0)).all()
-        ):
+        sound = sound and probabilities.shape[1] in (len(labels), 2 * len(labels) + 1)
+        if not sound or not (np.isfinite(probabilities) & (probabilities >= 0)).all():
             raise ValueError(path)
     except Exception as error:  # whatever NumPy and zipfile make of a file that is damaged, or another one
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole file of soft labels"
