@@ -149,8 +149,8 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     with suppress_output():  # where TensorFlow greets on JAX
         keras.utils.set_random_seed(options.seed)
     recipe = FINE_TUNING if options.start else FROM_SCRATCH
-    batches, validation = make_batches(data, recipe, options)
     options.network, weights = trainer.starting_point(options, data, NETWORKS)
+    batches, validation = make_batches(data, recipe, options)
 
     # callbacks
     checkpoint, average = AtomicModelCheckpoint(directory / "best.partial.keras"), None

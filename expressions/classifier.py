@@ -26,7 +26,7 @@ MAX_CACHED = 10  # compiled networks, the most recently used
 DIGEST_BYTES = 32  # of a SHA-256
 MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory
 # of the votes in what the webcam program shows: labels find too few neutral faces, votes too few angry and sad ones; an
-# equal share is chosen by no data set, and as good on whole pictures as a fitted one (docs/model.md)
+# equal share is chosen by no data set, and as good on whole images as a fitted one (docs/model.md)
 SHOWN_VOTES = 0.5
 
 
@@ -96,8 +96,11 @@ class Classifier:
         given = ({"labels": list(labels)} if labels else {}) | ({"scaling": scaling} if scaling else {})
         name = cache_name(path, given)
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, damaged, or of another LiteRT
-            metadata, content = _read_cached(name)
-            return cls(CompiledNetwork(content, threads), metadata)
+            cached = _cache_folder() / name
+            metadata, _, content = _read_sealed(cached).partition(b"\n")
+            with contextlib.suppress(OSError):  # it may lie where nothing can be written
+                os.utime(cached)  # used just now
+            return cls(CompiledNetwork(content, threads), json.loads(metadata))
         print(f"Compiling {path}: this takes some seconds, once ...", flush=True)
         metadata, content = run_sandboxed("compile", path, **given)
         with contextlib.suppress(OSError, RuntimeError):  # nowhere to keep it: compiled anew each time
@@ -128,10 +131,7 @@ class Classifier:
         classes = len(self.labels)
         results = [np.empty((0, classes), np.float32)]
         # votes for other answers, in the last column, are left out
-        parts = [
-            (1 - votes, slice(classes), self.metadata.get("temperature", 1)),
-            (votes, slice(classes, -1), 1),
-        ]
+        parts = [(1 - votes, slice(classes), self.metadata.get("temperature", 1)), (votes, slice(classes, -1), 1)]
         batch = max(1, MAX_BATCH_PIXELS // self.size**2 // (2 if flip_tta else 1))
         for start in range(0, len(faces), batch):
             inputs = self.inputs(faces[start : start + batch])
@@ -183,14 +183,6 @@ def _cache_folder():
     if hasattr(os, "getuid") and (made.st_uid != os.getuid() or made.st_mode & 0o022):
         raise PermissionError(folder)  # someone else may have put something there
     return folder
-
-
-def _read_cached(name):
-    path = _cache_folder() / name
-    metadata, _, content = _read_sealed(path).partition(b"\n")
-    with contextlib.suppress(OSError):  # it may lie where nothing can be written
-        os.utime(path)  # used just now
-    return json.loads(metadata), content
 
 
 def _read_sealed(path):

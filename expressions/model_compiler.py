@@ -6,6 +6,7 @@ A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.
 import contextlib
 import json
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -56,10 +57,13 @@ def _limit_resources(seconds):
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, COMPILE_SECONDS))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; so too large a file ends the process as well
         # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
-        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES,) * 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MAX_FILE_BYTES,) * 2)
+        limits = {"RLIMIT_CPU": seconds, "RLIMIT_DATA": MAX_MEMORY_BYTES, "RLIMIT_FSIZE": 2 * MAX_FILE_BYTES}
+        for name, limit in limits.items():
+            kind = getattr(resource, name)
+            hard = resource.getrlimit(kind)[1]  # nobody can raise it, and the user may have lowered it
+            resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
@@ -105,7 +109,7 @@ def _build_network(path, config, labels):
         network = kind.from_config(config["config"])
         takes, gives = tuple(network.input_shape), tuple(network.output_shape)
         if len(takes) != 4 or takes[1] != takes[2] or takes[3] not in (1, 3):
-            raise UserError(f"takes input of the shape {takes}, not square pictures with 1 or 3 channels")
+            raise UserError(f"takes input of the shape {takes}, not square images with 1 or 3 channels")
         if gives != (None, len(labels)):
             raise UserError(f"gives output of the shape {gives}, not one value for each of {tuple(labels)}")
         if _count_layers({"config": network.get_config()}) < described:  # their weights are in no graph

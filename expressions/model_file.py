@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ SCALINGS = {
         (pixels - pixels.mean(axis=(1, 2), keepdims=True)) / np.maximum(pixels.std(axis=(1, 2), keepdims=True), 1e-6)
     ),
 }
+FOLD = re.compile("([1-9][0-9]{0,2})/([1-9][0-9]{0,2})")  # K/N: a network that has not seen the K-th of N parts
 MAX_FILE_BYTES = 2**30
 MAX_SECONDS = 600  # of the other process, if it waits; `model_compiler` has the limits of processor time and memory
 

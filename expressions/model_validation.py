@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from expressions import IMAGE_SIZE, UserError
-from expressions.model_file import SCALINGS, digest, read_text_attribute
+from expressions.model_file import FOLD, SCALINGS, digest, read_text_attribute
 
 # A stranger's .h5 may name any class to build, and a Lambda layer runs code that the file brings. These only compute.
 LAYERS = {
@@ -94,11 +94,11 @@ def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tup
         raise UserError("holds weights but no network; save the whole model, as train.py does")
     try:
         metadata, config = json.loads(metadata or "{}") | given, json.loads(config)
-        labels, scaling, seed = metadata.get("labels"), metadata.get("scaling"), metadata.get("seed", 0)
+        labels, scaling, fold = metadata.get("labels"), metadata.get("scaling"), metadata.get("fold")
         usable = labels is None or (isinstance(labels, list) and len(labels) <= MAX_LABELS)
         usable = usable and all(label.isprintable() and len(label) <= MAX_LABEL_LENGTH for label in labels or ())
         usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= metadata.get("temperature", 1) <= 100
-        usable = usable and isinstance(seed, int) and 0 <= seed < 2**32
+        usable = usable and (fold is None or FOLD.fullmatch(fold))
         config = _sanitize_config(config)
         usable = usable and isinstance(config["config"]["layers"], list) and isinstance(config["class_name"], str)
         calls = _count_calls(config)

@@ -3,8 +3,10 @@
 import base64
 import contextlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
 import zlib
 
@@ -12,7 +14,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import slow_but
+from conftest import ROOT, slow_but
 from model_files import METADATA, STOPPED, load, refused, save_model, small_network, write_votes_layer
 
 from expressions import EMOTIONS, UserError, model_file
@@ -152,6 +154,15 @@ def test_the_process_has_limits(model, monkeypatch, work):
     with pytest.raises(UserError, match="more time or memory") as caught:
         read_metadata(model)
     assert "\n" not in str(caught.value) and str(model) in str(caught.value)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
+def test_limits_that_the_user_has_set_lower(model):
+    """Nobody may raise them again."""
+    program = f"from expressions.model_file import read_metadata; print(*read_metadata({str(model)!r})['labels'])"
+    command = ["sh", "-c", 'ulimit -t 100 -f 500000; exec "$@"', "sh", sys.executable, "-c", program]
+    assert subprocess.run(command, text=True, capture_output=True, cwd=ROOT).stdout.split() == list(EMOTIONS)
 
 
 @pytest.mark.faults

@@ -324,13 +324,13 @@ def test_descriptions_of_odd_types(model, name, value):
                 )
             ),
             *({"scaling": value} for value in ("other", 1, ["unit"], {"unit": 1})),
-            *({"seed": value} for value in ("0", -1, 1.5, 2**40, [0])),
+            *({"fold": value} for value in ("1", "1/0", "-1/2", "1/2/3", "a/b", 1, [0], "1/9999")),
         ],
         {"temperature": "1"},
         {"labels": 7},
         {"labels": ["x" * 10**6] * 7},
         {"scaling": "other"},
-        {"seed": -1},
+        {"fold": "1/0"},
     ),
     ids=lambda metadata: str(metadata)[:40],
 )

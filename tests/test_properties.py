@@ -120,7 +120,7 @@ def test_any_description_of_a_network_is_refused(metadata, config):
         parse_metadata(metadata, config, {})
 
 
-@given(JSON, st.sampled_from(["labels", "scaling", "temperature", "seed", "votes"]))
+@given(JSON, st.sampled_from(["labels", "scaling", "temperature", "fold", "votes"]))
 def test_any_metadata_of_a_good_network_is_taken_or_refused(value, name):
     layers = [
         {"class_name": "InputLayer", "config": {"batch_shape": [None, 48, 48, 1], "name": "input"}},

@@ -166,11 +166,9 @@ def random_erasing(images: np.ndarray, probability: float, random: np.random.Gen
     rows, (height, width) = np.flatnonzero(random.random(len(images)) < probability), images.shape[1:3]
     area, ratio, top, left = random.random((4, len(rows)))
     area, ratio = (0.02 + 0.18 * area) * height * width, np.exp((2 * ratio - 1) * math.log(3))
-    rectangles = [
-        np.minimum(height, np.round(np.sqrt(area * ratio))),
-        np.minimum(width, np.round(np.sqrt(area / ratio))),
-    ]
-    rectangles += [top * (height + 1 - rectangles[0]), left * (width + 1 - rectangles[1])]
+    high = np.minimum(height, np.round(np.sqrt(area * ratio)))
+    wide = np.minimum(width, np.round(np.sqrt(area / ratio)))
+    rectangles = high, wide, top * (height + 1 - high), left * (width + 1 - wide)
     noise = random.integers(0, 256, images.shape[1:], np.uint8)  # one for all: each image shows another part of it
     for row, high, wide, top, left in zip(rows, *(np.int32(each).tolist() for each in rectangles), strict=True):
         images[row, top : top + high, left : left + wide] = noise[top : top + high, left : left + wide]

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import time
-import zipfile
 from pathlib import Path
 
 import keras
@@ -16,8 +15,6 @@ from expressions.training import distributed
 
 # what Keras's callbacks remember from epoch to epoch, and forget when a run starts
 MEMORY = ("best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
-# what NumPy and zipfile raise for a damaged file
-DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -121,7 +118,7 @@ class TrainingState(keras.callbacks.Callback):
             with np.load(content) as file:
                 state = json.loads(str(file["state"]))
                 return state, [file[f"variable{index}"] for index in range(state["variables"])]
-        except DAMAGE:
+        except Exception:  # whatever NumPy and zipfile make of a damaged file
             raise UserError(f"{self.path}: damaged; remove it and start anew") from None
 
     def restore(self, network: keras.Model, state: dict, values: list[np.ndarray]) -> int:

@@ -1,11 +1,10 @@
 """The command line of train.py."""
 
 import argparse
-import re
 from pathlib import Path
 
 from expressions import UserError, cli
-from expressions.model_file import SCALINGS
+from expressions.model_file import FOLD, SCALINGS
 from expressions.training import distributed
 from expressions.training.readers import SPLITS
 
@@ -23,7 +22,7 @@ def parse(arguments: list[str] | None, description: str, networks: list[str], ep
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
         help="to compute in (default: auto, which is bfloat16 where the processor has it)")  # fmt: skip
     add("--model", type=Path, help="the .h5 to write (default: models/emotion_model.h5, or synthetic_model.h5)")
-    add("--show", metavar="EXPRESSION", help="show pictures of this class in a window before training")
+    add("--show", metavar="EXPRESSION", help="show images of this class in a window before training")
     add("--teacher", type=Path, nargs="+", default=[], metavar="FILE",
         help="models, or soft labels (.npz), to learn from besides the labels")  # fmt: skip
     add("--soft-labels", type=Path, metavar="FILE", help="write what the teachers say into this .npz, and don't train")
@@ -48,8 +47,8 @@ def parse(arguments: list[str] | None, description: str, networks: list[str], ep
 
 
 def _fold(text):
-    match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+    match = FOLD.fullmatch(text)
+    if not match or int(match[1]) > int(match[2]) or match[2] == "1":
         raise argparse.ArgumentTypeError(f"{text}: takes K/N with a K from 1 to N, such as 1/4")
     return text
 
@@ -63,7 +62,10 @@ def check(options: argparse.Namespace, labels: tuple[str, ...]) -> None:
     for name, models in (("--start", filter(None, [options.start])), ("--teacher", options.teacher)):
         if any(other.resolve() == model.resolve() for other in models):
             raise UserError(f"{name} {model}: is the model to be written; give that another name with --model")
-    if options.soft_labels and options.soft_labels.suffix != ".npz":
-        raise UserError(f"--soft-labels {options.soft_labels}: takes a file whose name ends in .npz")
+    if soft := options.soft_labels:
+        if soft.suffix != ".npz" or not soft.parent.is_dir():
+            raise UserError(f"--soft-labels {soft}: takes a file whose name ends in .npz, in a folder that exists")
+        if any(other.resolve() == soft.resolve() for other in options.teacher):
+            raise UserError(f"--soft-labels {soft}: is a teacher as well; give the file to be written another name")
     if options.show and options.show not in labels:
         raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(labels)}")

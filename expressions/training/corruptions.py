@@ -24,11 +24,8 @@ def _shrink(image):
 def _turn(images):  # one to the left, the next to the right
     height, width = images.shape[1:]
     turns = [cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1) for angle in (-20, 20)]
-
-    def turn(row):
-        return cv2.warpAffine(images[row], turns[row % 2], (width, height), borderMode=cv2.BORDER_REPLICATE)
-
-    return np.stack([turn(row) for row in range(len(images))])
+    options = {"dsize": (width, height), "borderMode": cv2.BORDER_REPLICATE}
+    return np.stack([cv2.warpAffine(image, turns[row % 2], **options) for row, image in enumerate(images)])
 
 
 def _compress(image):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from expressions import UNCERTAIN, UserError
+from expressions.model_validation import MAX_LABEL_LENGTH, MAX_LABELS
 from expressions.training import readers
 from expressions.training.readers import SPLITS, Dataset, Split, find_dataset
 
@@ -56,10 +57,8 @@ def prepare(data: Dataset, training: bool = True) -> Dataset:
                 splits["train"] = splits["train"].subset(~leaks)
                 notes.append(f"dropped {leaks.sum()} training images that also stand in {name}, pixel for pixel")
     notes += [*_note_copies(splits), *_check_votes(splits)]
-    if training and len(data.labels) < 2:
-        raise UserError(f"{data.source}: only one class ({', '.join(data.labels)}); training takes at least two")
-    if training and UNCERTAIN in data.labels:
-        raise UserError(f"{data.source}: a class is called {UNCERTAIN}, which means that none is likely; rename it")
+    if training:
+        _check_labels(data.source, data.labels)
     for name, split in splits.items():
         missing = [label for index, label in enumerate(data.labels) if index not in split.labels]
         if name != "train":
@@ -69,6 +68,16 @@ def prepare(data: Dataset, training: bool = True) -> Dataset:
     return data._replace(splits={name: splits[name] for name in SPLITS if name in splits}, notes=tuple(notes))
 
 
+def _check_labels(source, labels):
+    if len(labels) < 2:
+        raise UserError(f"{source}: only one class ({', '.join(labels)}); training takes at least two")
+    if UNCERTAIN in labels:
+        raise UserError(f"{source}: a class is called {UNCERTAIN}, which means that none is likely; rename it")
+    if len(labels) > MAX_LABELS or max(map(len, labels)) > MAX_LABEL_LENGTH:
+        limits = f"at most {MAX_LABELS} classes, and names of at most {MAX_LABEL_LENGTH} characters"
+        raise UserError(f"{source}: a model file takes {limits}; join or rename some")
+
+
 def _note_copies(splits):
     for name, split in splits.items():
         labels_of = {}
@@ -76,7 +85,7 @@ def _note_copies(splits):
             labels_of.setdefault(image.tobytes(), set()).add(label)
         copies, mixed = len(split.images) - len(labels_of), sum(len(labels) > 1 for labels in labels_of.values())
         if copies:
-            yield f"kept {copies} images of {name} that copy another one there; {mixed} pictures have several labels"
+            yield f"kept {copies} images of {name} that copy another one there; {mixed} images have several labels"
 
 
 def _check_votes(splits):

@@ -29,10 +29,9 @@ def describe_data(data: Dataset) -> None:
 
 def evaluate(options: argparse.Namespace, path: Path) -> None:
     """Print the figures of options.evaluate on a split of the data at `path`, with and without copies of its train."""
-    given = {"scaling": options.scaling} if options.scaling else {}
-    if options.labels:
-        given["labels"] = [label.strip() for label in options.labels.split(",")]
-    classifier, name = Classifier.load(options.evaluate, **given), options.split or "validation"
+    labels = options.labels and [label.strip() for label in options.labels.split(",")]
+    classifier = Classifier.load(options.evaluate, labels=labels, scaling=options.scaling)
+    name = options.split or "validation"
     data = dataset.load(path, training=False)
     describe_data(data)
     if name not in data.splits or not len(data.splits[name].images):

@@ -130,14 +130,12 @@ def evaluate(
     if split.votes is not None:
         votes = np.zeros((len(split.votes), len(classifier.labels)), np.float32)
         votes[:, columns] = split.votes[:, : len(labels)]
-    if votes is None or not classifier.has_votes:
-        views = [name for name in views if name != "votes"]
-    if not classifier.has_votes:
-        views = [name for name in views if name != "shown"]
+    known = {"votes": classifier.has_votes and votes is not None, "shown": classifier.has_votes}
     y_true = columns[split.labels]
     return {
         name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **VIEWS[name]), votes)
         for name in views
+        if known.get(name, True)
     }
 
 
@@ -170,9 +168,8 @@ def format_tables(evaluations: dict[str, Evaluation]) -> str:
 
 def format_corrupted(table: pd.DataFrame) -> pd.DataFrame:
     """What `evaluate_corrupted` measured as the user reads it, a table of texts."""
-    return pd.DataFrame(
-        {"top-1": table["top-1"].map("{:.1%}".format), "macro F1": table["macro F1"].map("{:.3f}".format)}
-    )
+    formats = {"top-1": "{:.1%}".format, "macro F1": "{:.3f}".format}
+    return pd.DataFrame({name: table[name].map(text) for name, text in formats.items()})
 
 
 def fit_temperature(views: Sequence[np.ndarray], y_true: np.ndarray) -> float:

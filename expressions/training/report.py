@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
+from expressions.cli import escape_unprintable
 from expressions.files import atomic_write
 from expressions.training.metrics import Evaluation, compare, format_corrupted
 from expressions.training.readers import Dataset
@@ -142,7 +143,7 @@ def _render_model_card(metadata, data, evaluations):
         "per_class": to_markdown(first.per_class()),
         "confusions": ", ".join(confusions) or "none",
         "counts": to_markdown(data.counts()),
-        "notes": "\n".join(f"- {note}" for note in data.notes or ["nothing was dropped"]),
+        "notes": "\n".join(f"- {escape_unprintable(note)}" for note in data.notes or ["nothing was dropped"]),
     }
     return MODEL_CARD.read_text(encoding="utf-8").format(**metadata | texts)
 

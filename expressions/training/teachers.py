@@ -4,23 +4,21 @@ The training images are divided into N parts by their content. A network trained
 part, so it speaks of that part alone. A teacher that has seen an image mostly repeats its label.
 """
 
-import zipfile
-import zlib
+from itertools import product
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from expressions import UserError
-from expressions.classifier import Classifier
+from expressions.classifier import MAX_BATCH_PIXELS, Classifier
 from expressions.files import atomic_write
+from expressions.training import distributed
 from expressions.training.fer2013 import original_digests
 from expressions.training.readers import Dataset
 
 VIEWS = (1.0, 1.06, 0.95)  # zooms of an image, each also mirrored, whose mean prediction is its soft label
-BATCH_SIZE = 256  # images that a teacher looks at together
-# what NumPy and zipfile raise for a file that is damaged, or another one
-DAMAGE = (OSError, ValueError, LookupError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+MAX_BYTES = 2**28  # of a file's arrays, which may be compressed: seven million images of seven classes
 
 
 def fold_mask(images: np.ndarray, fold: str) -> np.ndarray:
@@ -70,9 +68,11 @@ def soft_labels(teachers: list[Path], images: np.ndarray, labels: tuple[str, ...
 
 
 def write_soft_labels(path: Path, teachers: list[Path], data: Dataset) -> None:
-    """Write the soft labels of those training images that have any; about 1 MB for FER2013."""
+    """Write the soft labels of those training images that have any; about 1 MB for FER2013. By the primary process."""
     images = data.splits["train"].images
     soft = soft_labels(teachers, images, data.labels)
+    if not distributed.is_primary():
+        return
     found, first = np.unique(original_digests(images), return_index=True)
     known = np.isfinite(soft[first, 0])
     arrays = {"digests": found[known], "probabilities": soft[first][known].astype(np.float16)}
@@ -84,17 +84,15 @@ def write_soft_labels(path: Path, teachers: list[Path], data: Dataset) -> None:
 def _read(path, images, labels):
     try:
         with np.load(path) as file:
+            if sum(part.file_size for part in file.zip.infolist()) > MAX_BYTES:
+                raise ValueError(path)
             found, probabilities = file["digests"], file["probabilities"].astype(np.float32)
             known = tuple(map(str, file["labels"])) if "labels" in file else labels
-        columns = (len(labels), 2 * len(labels) + 1)
         sound = found.size and found.shape == probabilities.shape[:1] and found.dtype == np.uint64
-        if (
-            not sound
-            or probabilities.shape[1] not in columns
-            or not (np.isfinite(probabilities) & (probabilities >= 0)).all()
-        ):
+        sound = sound and probabilities.shape[1] in (len(labels), 2 * len(labels) + 1)
+        if not sound or not (np.isfinite(probabilities) & (probabilities >= 0)).all():
             raise ValueError(path)
-    except DAMAGE as error:
+    except Exception as error:  # whatever NumPy and zipfile make of a file that is damaged, or another one
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole file of soft labels"
         raise UserError(f"--teacher {path}: {reason}; train.py --soft-labels makes such files") from None
     _check_labels(path, known, labels)
@@ -109,17 +107,18 @@ def _ask(teacher, images, labels):
     fold = classifier.metadata.get("fold")
     rows = np.flatnonzero(fold_mask(images, fold)) if fold else np.arange(len(images))
     said = np.full((len(images), classifier.network.output_shape[1]), np.nan, np.float32)
+    said[rows] = 0
     print(f"{teacher} looks at {len(rows)} images ...", flush=True)
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = rows[start : start + BATCH_SIZE]
-        views = [zoom_image(image, zoom) for zoom in VIEWS for image in images[batch]]
-        views += [view[:, ::-1] for view in views]
-        logits = np.asarray(classifier.network.predict_on_batch(classifier.inputs(views)), np.float32)
+    size = max(1, MAX_BATCH_PIXELS // classifier.size**2)
+    for start, zoom, step in product(range(0, len(rows), size), VIEWS, (1, -1)):
+        batch = rows[start : start + size]
+        views = [zoom_image(image, zoom)[:, ::step] for image in images[batch]]
+        logits = classifier.network.predict_on_batch(classifier.inputs(views))
         parts = np.split(logits, [len(labels)], axis=1)
         parts[0] = parts[0] / classifier.metadata.get("temperature", 1)
         powers = [np.exp(part - part.max(axis=1, keepdims=True, initial=-np.inf)) for part in parts]
         probabilities = np.hstack([power / power.sum(axis=1, keepdims=True) for power in powers])
-        said[batch] = probabilities.reshape(2 * len(VIEWS), len(batch), -1).mean(axis=0)
+        said[batch] += probabilities / (2 * len(VIEWS))
     return said
 
 

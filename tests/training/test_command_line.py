@@ -1,8 +1,12 @@
 """The options of train.py."""
 
+from argparse import Namespace
+
 import pytest
 
 import train
+from expressions import EMOTIONS, UserError
+from expressions.training import command_line
 
 
 @pytest.mark.parametrize(
@@ -16,6 +20,7 @@ import train
         ("--network x", "--network: invalid choice"),
         ("--fold 0/4", "--fold: 0/4: takes K/N with a K from 1 to N"),
         ("--fold 5/4", "--fold: 5/4: takes K/N"),
+        ("--fold 1/04", "--fold: 1/04: takes K/N"),
         ("--fold 1/1", "--fold: 1/1: takes K/N"),
         ("--fold half", "--fold: half: takes K/N"),
         ("--soft-labels x.npz", "--soft-labels takes --teacher"),
@@ -30,3 +35,16 @@ def test_options_out_of_range(arguments, words, capsys):
     with pytest.raises(SystemExit) as caught:
         train.main(arguments.split())
     assert caught.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_soft_labels_have_a_file_of_their_own(tmp_path):
+    taken = tmp_path / "taken.npz"
+    options = Namespace(batch_size=64, model=tmp_path / "model.h5", start=None, teacher=[taken], show=None)
+    for path, words in (
+        (tmp_path / "soft.h5", "ends in .npz"),
+        (tmp_path / "none" / "soft.npz", "in a folder that exists"),
+        (tmp_path / ".." / tmp_path.name / "taken.npz", "is a teacher as well"),
+    ):
+        with pytest.raises(UserError, match=words):
+            command_line.check(Namespace(**vars(options), soft_labels=path), EMOTIONS)
+    command_line.check(Namespace(**vars(options), soft_labels=tmp_path / "soft.npz"), EMOTIONS)

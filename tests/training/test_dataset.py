@@ -79,7 +79,7 @@ def test_training_images_that_stand_in_validation_too_are_dropped(tmp_path):
     seen = {image.tobytes() for image in data.splits["validation"].images}
     assert not any(image.tobytes() in seen for image in data.splits["train"].images)
     assert "dropped 2 training images that also stand in validation, pixel for pixel" in data.notes
-    assert "kept 1 images of train that copy another one there; 1 pictures have several labels" in data.notes
+    assert "kept 1 images of train that copy another one there; 1 images have several labels" in data.notes
 
 
 def test_for_measuring_every_image_stays_and_no_training_image_is_needed(tmp_path):
@@ -106,6 +106,14 @@ def test_a_class_called_as_what_is_said_of_unclear_faces(tmp_path):
 
 
 @pytest.mark.faults
+def test_a_class_whose_name_no_model_file_takes(tmp_path):
+    data = write_data(tmp_path, {"train": 3, "validation": 1}, labels=("happy", "x" * 101))
+    with pytest.raises(UserError, match="names of at most 100 characters; join or rename some"):
+        dataset.load(data)
+    assert dataset.load(data, training=False)
+
+
+@pytest.mark.faults
 def test_the_same_image_under_two_labels_and_in_two_splits(tmp_path):
     data = write_images(tmp_path)
     for name in ("train/sad/b2.png", "train/happy/b3.png", "validation/sad/b4.png"):
@@ -116,7 +124,7 @@ def test_the_same_image_under_two_labels_and_in_two_splits(tmp_path):
     loaded = dataset.load(data)
     assert loaded.counts().loc["all"].tolist() == [4, 3]
     assert any("dropped 3 training images that also stand in validation" in note for note in loaded.notes)
-    assert any("copy another one there; 1 pictures have several labels" in note for note in loaded.notes)
+    assert any("copy another one there; 1 images have several labels" in note for note in loaded.notes)
 
 
 @pytest.mark.faults

@@ -1,5 +1,7 @@
 """Teachers speak of the images that they have not seen; what they say is kept in a file."""
 
+import io
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,14 +16,16 @@ FACES, LABELS = synthetic.draw_faces(8, seed=0)
 class Teacher:
     """Gives the same probabilities for every image, of labels and votes."""
 
-    labels = EMOTIONS
+    labels, size = EMOTIONS, 96  # so the network takes 16 images at once
 
     def __init__(self, sure_of, fold):
         self.metadata, self.logits = {"fold": fold, "temperature": 2.0}, np.zeros(15, np.float32)
         self.logits[[sure_of, 7 + sure_of]] = 4
-        self.network = SimpleNamespace(
-            output_shape=(None, 15), predict_on_batch=lambda x: np.tile(self.logits, (len(x), 1))
-        )
+        self.network = SimpleNamespace(output_shape=(None, 15), predict_on_batch=self.predict)
+
+    def predict(self, x):
+        assert len(x) <= 16
+        return np.tile(self.logits, (len(x), 1))
 
     def inputs(self, views):
         return np.stack(views)
@@ -81,6 +85,31 @@ def test_soft_labels_come_back_from_their_file(ask, tmp_path):
         teachers.soft_labels([path], FACES, tuple("abcdefg"))
 
 
+def test_one_process_of_several_writes_them(ask, tmp_path, monkeypatch):
+    ask((3, "1/3"))
+    monkeypatch.setattr(teachers.distributed, "is_primary", lambda: False)
+    data = dataset.Dataset("drawn", EMOTIONS, {"train": dataset.Split(FACES, LABELS)})
+    teachers.write_soft_labels(tmp_path / "soft.npz", [teachers.Path("0.h5")], data)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.faults
+def test_a_file_that_unpacks_to_more_than_soft_labels_take(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "soft.npz", digests=NUMBER, probabilities=np.full((1, 7), 1 / 7))
+    assert np.isnan(teachers._read(tmp_path / "soft.npz", FACES, EMOTIONS)).all()
+    monkeypatch.setattr(teachers, "MAX_BYTES", 200)
+    with pytest.raises(UserError, match="not a whole file of soft labels"):
+        teachers.soft_labels([tmp_path / "soft.npz"], FACES, EMOTIONS)
+
+
+def claims(shape):
+    """An .npz whose array of digests claims a shape that no memory holds."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive, archive.open("digests.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
 NUMBER = np.uint64([1])
 
 
@@ -89,6 +118,8 @@ NUMBER = np.uint64([1])
     [
         b"",
         b"PK\3\4",
+        claims((2**50,)),
+        claims((2**70,)),
         b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }"
         + b" " * 59
         + b"\n"
@@ -100,7 +131,7 @@ NUMBER = np.uint64([1])
         {"digests": NUMBER[:0], "probabilities": np.zeros((0, 7))},
         {"digests": NUMBER, "probabilities": np.array([[{}] * 7])},
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_a_file_that_holds_no_soft_labels(tmp_path, content):
     path = tmp_path / "soft.npz"
