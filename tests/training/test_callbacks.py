@@ -120,7 +120,6 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
     assert last.wait() == 0, last.communicate()[0]
 
     expected, resumed = (pd.read_csv(path.with_suffix("") / "history.csv") for path in (whole, model))
-    assert resumed["epoch"].tolist() == list(range(EPOCHS))
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
     weights = [read_weights(path)[0] for path in (whole, model)]
     assert all((first == second).all() for first, second in zip(*weights, strict=True))
@@ -202,7 +201,7 @@ def test_a_damaged_state(stopped, tmp_path, capsys, damage):
     shutil.copytree(stopped[0].with_suffix(""), tmp_path / "model")
     state, proof = tmp_path / "model" / "state.npz", tmp_path / "proof"
     good = state.read_bytes()
-    content = {"cut off": good[:100_000], "empty": b"", "noise": random.Random(0).randbytes(10_000)}
+    content = {"cut off": good[: len(good) // 2], "empty": b"", "noise": random.Random(0).randbytes(10_000)}
     for name, at in (("one bit", 8), ("another bit", 10)):  # says that it is encrypted, or packed as nobody does
         at += good.index(b"PK\1\2")  # the first entry of the list at a zip file's end
         content[name] = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
