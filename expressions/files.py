@@ -45,7 +45,10 @@ def lock_file(file: IO, name: object) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:  # lock a byte that no file reaches, because on Windows nobody else can read a locked one
             os.lseek(file.fileno(), 2**31 - 2, os.SEEK_SET)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(file.fileno(), 0, os.SEEK_SET)  # else a new file would be written from there
     except (BlockingIOError, PermissionError):  # the latter on Windows, and on some file systems
         file.close()
         raise UserError(f"{name}: another program is writing it; wait for its end, or choose another name") from None

@@ -36,7 +36,6 @@ ROI_FACE_SIZE, ROI_SCALE = 52, 1.5  # pixels of the face in a region of interest
 # small faces alternate with those for large faces
 SLICES = [(0, 0, 4), (1, 0, 3), (2, 0, 1), (0, 1, 4), (1, 1, 3), (0, 2, 4), (1, 2, 3), (0, 3, 4)]
 
-
 YUNET_SIDE = 320  # pixels, longer side of the searched frame; a face in it has some 10 at least
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"  # face_detection_yunet_2023mar.onnx
 YUNET_CONFIDENCE, YUNET_IMAGE_SCORE = 0.6, 2.0  # least confidence of a detection; score of a face in an image, 0.7

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 
 from expressions import UserError
 from expressions.cli import escape_unprintable
@@ -140,7 +139,7 @@ def _label(job, recognizer):
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, path.with_name(uuid.uuid4().hex)) as partial:
         missing = None if goes_on else source.missing_seconds
-        partial.write_text(json.dumps((frames, segments, missing), default=np.ndarray.tolist))
+        partial.write_text(json.dumps((frames, segments, missing)))
     return SegmentDone(segments, bool(frames))
 
 
@@ -159,7 +158,7 @@ def _load_segment(path):
     """
     frames, segments, missing = json.loads(path.read_bytes())
     for _, _, _, faces in frames:
-        faces[:] = [Face(Box(*box), *values, np.float32(row)) for box, *values, row in faces]
+        faces[:] = [Face(Box(*box), *values, tuple(row)) for box, *values, row in faces]
     return [_SegmentFrame(*frame) for frame in frames], segments, missing
 
 

@@ -79,12 +79,12 @@ class Table:
     def __enter__(self):
         return self
 
-    def write(self, source: object, frame: Frame, faces: list[Face]) -> None:
+    def write(self, source: str, frame: Frame, faces: list[Face]) -> None:
         """Append the faces in a frame of the source of this name."""
-        name = path_cell(str(source)).encode(errors="backslashreplace").decode()
+        name = path_cell(source).encode(errors="backslashreplace").decode()
         rows, text = [], io.StringIO(newline="")
         for face in faces:
-            numbers = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
+            numbers = [round(value, 4) for value in (face.confidence, *face.probabilities)]
             label = self.class_cells.get(face.label, face.label)
             rows.append([name, frame.number, round(frame.seconds, 3), face.track_id, *face.box, label, *numbers])
         if self.suffix == ".csv":
