@@ -1,8 +1,8 @@
 """Write files so that a crash leaves no half of one, lock them, and silence libraries."""
 
 import contextlib
+import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -24,7 +24,8 @@ def atomic_write(path: Path, partial: Path | None = None) -> Iterator[Path]:
     `partial` is that path; give a unique one where processes may write at the same time. By default it is HASH.partial
     with the suffix of `path`: no user gives a file this name, and what a killed process left there is written over.
     """
-    partial = partial or path.with_name(f"{uuid.uuid5(uuid.NAMESPACE_URL, path.name).hex}.partial{path.suffix}")
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
+    partial = partial or path.with_name(f"{name}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

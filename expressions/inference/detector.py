@@ -59,9 +59,12 @@ class HaarDetector:
             raise UserError(f"OpenCV {cv2.__version__} has no CascadeClassifier; run: pip install 'opencv-python<5'")
         if not os.path.isfile(path):
             raise UserError(f"{path}: no such cascade file; it comes with this project, get it from there")
-        self.cascade = cv2.CascadeClassifier()
-        with contextlib.suppress(cv2.error):  # raised where the file is no XML
-            self.cascade.load(os.fsencode(path))
+        self.cascade, storage = cv2.CascadeClassifier(), cv2.FileStorage()
+        with contextlib.suppress(cv2.error, OSError):  # the first one is raised where the file is no XML
+            content = Path(path).read_bytes()  # on Windows, OpenCV can't open a path such as C:\Users\Jörg
+            storage.open(content, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+            if not self.cascade.read(storage.getFirstTopLevelNode()):
+                self.cascade.load(os.fsencode(path))  # a cascade in the format of OpenCV 1, which `read` doesn't know
         if self.cascade.empty():
             raise UserError(f"{path}: not a Haar cascade that OpenCV can read; get the project's own file again")
 
