@@ -19,7 +19,7 @@ from expressions.inference.detector import HaarDetector
 from expressions.inference.names import parse_size
 from expressions.inference.summary import Summary
 from expressions.inference.tables import Table, path_cell
-from expressions.inference.tracker import Tracker, select_for_classification
+from expressions.inference.tracker import Tracker
 from expressions.inference.types import Box, Face
 from expressions.model_validation import parse_metadata
 from expressions.training import dataset, readers
@@ -172,7 +172,7 @@ def test_a_tracker_takes_frames_of_any_size_at_any_time(detector, frames):
     for height, width, seconds, seed in frames:
         gray = random_image(height, width, seed=seed)
         tracks = tracker.update(gray, seconds)
-        for track in select_for_classification(tracks):
+        for track in tracker.select_for_classification():
             track.update_expression(np.full(7, 1 / 7, np.float32), seconds)
         faces = [track.to_face(EMOTIONS) for track in tracks]
         numbers = [face.track_id for face in faces]

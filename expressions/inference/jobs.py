@@ -64,14 +64,9 @@ class Done(NamedTuple):
 
 
 class SegmentDone(NamedTuple):
-    """A segment is saved.
+    """A segment is saved."""
 
-    Attributes:
-        segments: How many the video has, as it says of itself.
-        has_frames: Whether there was a frame in this one.
-    """
-
-    segments: int
+    segments: int  # how many the video has, as it says of itself
     has_frames: bool = True
 
 

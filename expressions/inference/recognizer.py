@@ -12,13 +12,7 @@ from expressions.classifier import Classifier
 from expressions.images import to_gray
 from expressions.inference.detector import load_detector
 from expressions.inference.neutral import NeutralFace
-from expressions.inference.tracker import (
-    SEGMENT_OVERLAP,
-    SEGMENT_SECONDS,
-    Tracker,
-    TrackStitcher,
-    select_for_classification,
-)
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, Tracker, TrackStitcher
 from expressions.inference.types import Face
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
@@ -106,8 +100,7 @@ class ExpressionRecognizer:
     def recognize_tracks(self, tracker: Tracker, gray: np.ndarray, seconds: float | None) -> list[Face]:
         """Return the faces that one tracker sees in a frame, gray uint8 (height, width), with its own track_ids."""
         tracks = tracker.update(gray, seconds)
-        selected = select_for_classification(tracks)
-        crops = []
+        selected, crops = tracker.select_for_classification(), []
         for track in selected:
             face = track.crop(gray)
             # of an image, both mirror images are classified; of a video, they take turns, and smoothing unites them

@@ -49,7 +49,7 @@ def append(file: IO[bytes], data: bytes) -> None:
         raise
 
 
-class Table:
+class Table(contextlib.AbstractContextManager):
     """A file of rows, used within `with`: .csv, or .jsonl with one JSON object per line. STDOUT gets as `suffix` which.
 
     The rows of a frame go to the system at once, so a program that is killed leaves whole rows. An old file is
@@ -75,9 +75,6 @@ class Table:
         except OSError as error:
             raise UserError(f"{path}: can't be written ({error.strerror})") from None
         lock_file(self.file, path)
-
-    def __enter__(self):
-        return self
 
     def write(self, source: str, frame: Frame, faces: list[Face]) -> None:
         """Append the faces in a frame of the source of this name."""

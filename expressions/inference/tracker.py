@@ -164,6 +164,13 @@ class Tracker:
             track.box = self._to_box(track.smoothed, scale)
         return self.visible
 
+    def select_for_classification(self) -> list[Track]:
+        """Return the visible tracks to classify in a frame: new ones, and the known ones that have waited longest."""
+        new = [track for track in self.visible if not track.times_classified]
+        known = [track for track in self.visible if track.times_classified]
+        known.sort(key=lambda track: (track.classified_at, track.times_classified))
+        return new + known[:MAX_CLASSIFIED_PER_FRAME]
+
     def _follow(self, gray, seconds):
         if self._is_scene_change(gray, seconds):
             self.tracks = []
@@ -235,14 +242,6 @@ class Tracker:
         x, y, size = *state[:2], math.exp(state[2])
         side, y = round(size * self.detector.box_scale / scale), y + self.detector.box_shift * size
         return Box(round(x / scale - side / 2), round(y / scale - side / 2), side, side)
-
-
-def select_for_classification(tracks: list[Track]) -> list[Track]:
-    """Return the tracks whose expressions are due: new ones, and the known ones that have waited longest."""
-    new = [track for track in tracks if not track.times_classified]
-    known = [track for track in tracks if track.times_classified]
-    known.sort(key=lambda track: (track.classified_at, track.times_classified))
-    return new + known[:MAX_CLASSIFIED_PER_FRAME]
 
 
 class TrackStitcher:
