@@ -205,7 +205,7 @@ def test_a_video_that_can_not_be_entered_is_labelled_in_one_go(material, expecte
 
     monkeypatch.setattr(jobs, "Source", Inexact)
     video, results = material / "long.avi", tmp_path / "results"
-    settings = jobs.Settings(trained, None, False, results, ".csv", "x")
+    settings = jobs.Settings(trained, "haar", results, ".csv", "x")
     job = jobs.Job(settings, str(video), str(video), "long.csv")
     try:
         for segment in range(3):
