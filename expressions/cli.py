@@ -32,7 +32,7 @@ def _end_by_exception(kind, error, traceback):
 
 
 def _explain_import_error(error):
-    advice = "README.md names the system's packages that Python's need"  # such as libGL.so.1
+    advice = "README.md names the system packages to install"  # such as libGL.so.1
     if isinstance(error, ModuleNotFoundError):
         advice = "activate the environment (. .venv/bin/activate), or run: pip install -r requirements.txt"
     return f"{escape_unprintable(error)}; {advice}"

@@ -1,8 +1,8 @@
 """Write files so that a crash leaves no half of one, lock them, and silence libraries."""
 
 import contextlib
+import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -24,7 +24,8 @@ def atomic_write(path: Path, partial: Path | None = None) -> Iterator[Path]:
     `partial` is that path; give a unique one where processes may write at the same time. By default it is HASH.partial
     with the suffix of `path`: no user gives a file this name, and what a killed process left there is written over.
     """
-    partial = partial or path.with_name(f"{uuid.uuid5(uuid.NAMESPACE_URL, path.name).hex}.partial{path.suffix}")
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
+    partial = partial or path.with_name(f"{name}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
@@ -45,7 +46,10 @@ def lock_file(file: IO, name: object) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:  # lock a byte that no file reaches, because on Windows nobody else can read a locked one
             os.lseek(file.fileno(), 2**31 - 2, os.SEEK_SET)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(file.fileno(), 0, os.SEEK_SET)  # else a new file would be written from there
     except (BlockingIOError, PermissionError):  # the latter on Windows, and on some file systems
         file.close()
         raise UserError(f"{name}: another program is writing it; wait for its end, or choose another name") from None

@@ -123,7 +123,7 @@ class Window:
 def show_image(path: Path) -> None:
     """Show an image file in a window until a key is pressed. Without a screen, print where the file is."""
     if not screen_size():
-        print(f"There is no screen to show a picture on; open {path}.")
+        print(f"There is no screen to show an image on; open {path}.")
         return
     image = read_image(path)
     try:

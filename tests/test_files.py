@@ -60,6 +60,10 @@ def test_only_one_program_can_lock_a_file(tmp_path, monkeypatch, windows):
     with open(path, "ab") as file:  # the lock ends with the file
         files.lock_file(file, path)
     assert os.listdir(tmp_path) == ["table.csv"]
+    new = tmp_path / "new.csv"
+    with Table(new, EMOTIONS) as table:
+        table.write("video", SimpleNamespace(number=0, seconds=0.0), [])
+    assert new.stat().st_size < 1000  # written from its beginning
 
 
 @pytest.mark.faults

@@ -139,7 +139,7 @@ class Coordinator:
         return [*self.messages, summary] if failed else []
 
 
-class Index:
+class Index(contextlib.AbstractContextManager):
     """index.csv in a folder of results, within `with`: which files are done, for a run that is begun again.
 
     A file gets its row when its result is there. Of a file that changed and was done again, the last row counts. Files
@@ -190,9 +190,6 @@ class Index:
                 self.done[hash((source, result))] = hash((size, modified))
         if not length:
             _append_row(self.file, header)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.file.close()

@@ -36,7 +36,6 @@ ROI_FACE_SIZE, ROI_SCALE = 52, 1.5  # pixels of the face in a region of interest
 # small faces alternate with those for large faces
 SLICES = [(0, 0, 4), (1, 0, 3), (2, 0, 1), (0, 1, 4), (1, 1, 3), (0, 2, 4), (1, 2, 3), (0, 3, 4)]
 
-
 YUNET_SIDE = 320  # pixels, longer side of the searched frame; a face in it has some 10 at least
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"  # face_detection_yunet_2023mar.onnx
 YUNET_CONFIDENCE, YUNET_IMAGE_SCORE = 0.6, 2.0  # least confidence of a detection; score of a face in an image, 0.7
@@ -60,9 +59,12 @@ class HaarDetector:
             raise UserError(f"OpenCV {cv2.__version__} has no CascadeClassifier; run: pip install 'opencv-python<5'")
         if not os.path.isfile(path):
             raise UserError(f"{path}: no such cascade file; it comes with this project, get it from there")
-        self.cascade = cv2.CascadeClassifier()
-        with contextlib.suppress(cv2.error):  # raised where the file is no XML
-            self.cascade.load(os.fsencode(path))
+        self.cascade, storage = cv2.CascadeClassifier(), cv2.FileStorage()
+        with contextlib.suppress(cv2.error, OSError):  # the first one is raised where the file is no XML
+            content = Path(path).read_bytes()  # on Windows, OpenCV can't open a path such as C:\Users\Jörg
+            storage.open(content, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+            if not self.cascade.read(storage.getFirstTopLevelNode()):
+                self.cascade.load(os.fsencode(path))  # a cascade in the format of OpenCV 1, which `read` doesn't know
         if self.cascade.empty():
             raise UserError(f"{path}: not a Haar cascade that OpenCV can read; get the project's own file again")
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
 
 from expressions import UserError
 from expressions.cli import escape_unprintable
@@ -65,14 +64,9 @@ class Done(NamedTuple):
 
 
 class SegmentDone(NamedTuple):
-    """A segment is saved.
+    """A segment is saved."""
 
-    Attributes:
-        segments: How many the video has, as it says of itself.
-        has_frames: Whether there was a frame in this one.
-    """
-
-    segments: int
+    segments: int  # how many the video has, as it says of itself
     has_frames: bool = True
 
 
@@ -140,7 +134,7 @@ def _label(job, recognizer):
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, path.with_name(uuid.uuid4().hex)) as partial:
         missing = None if goes_on else source.missing_seconds
-        partial.write_text(json.dumps((frames, segments, missing), default=np.ndarray.tolist))
+        partial.write_text(json.dumps((frames, segments, missing)))
     return SegmentDone(segments, bool(frames))
 
 
@@ -159,7 +153,7 @@ def _load_segment(path):
     """
     frames, segments, missing = json.loads(path.read_bytes())
     for _, _, _, faces in frames:
-        faces[:] = [Face(Box(*box), *values, np.float32(row)) for box, *values, row in faces]
+        faces[:] = [Face(Box(*box), *values, tuple(row)) for box, *values, row in faces]
     return [_SegmentFrame(*frame) for frame in frames], segments, missing
 
 

@@ -122,7 +122,7 @@ class Annotator:
         left, right, bottom = plate.x + 1, plate.x + plate.width - 1, plate.y + plate.height
         top = bottom - _bar_height(scale)
         cv2.rectangle(image, (plate.x, top), (right, bottom - 1), DARK, cv2.FILLED)
-        ends = [left + round(float(end) * (right - left)) for end in accumulate(face.probabilities)]
+        ends = [left + round(end * (right - left)) for end in accumulate(face.probabilities)]
         for label, start, end in zip(self.labels, [left, *ends], ends, strict=False):
             if start < end:
                 cv2.rectangle(image, (start, top + 1), (end - 1, bottom - 2), self.colours[label], cv2.FILLED)

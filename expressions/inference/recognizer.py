@@ -12,13 +12,7 @@ from expressions.classifier import Classifier
 from expressions.images import to_gray
 from expressions.inference.detector import load_detector
 from expressions.inference.neutral import NeutralFace
-from expressions.inference.tracker import (
-    SEGMENT_OVERLAP,
-    SEGMENT_SECONDS,
-    Tracker,
-    TrackStitcher,
-    select_for_classification,
-)
+from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, Tracker, TrackStitcher
 from expressions.inference.types import Face
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
@@ -54,8 +48,7 @@ class ExpressionRecognizer:
     def reset(self, segment_end: float = SEGMENT_SECONDS) -> None:
         """Forget all faces: another source begins. Its first segment ends at a time, infinite for a camera."""
         self.tracker, self.next_tracker, self.segment_end = Tracker(self.detector), None, segment_end
-        self.stitcher = TrackStitcher()
-        self.neutral, self.tracks, self.seconds = None, [], 0.0  # the person's with a neutral face; of the last frame
+        self.stitcher, self.neutral = TrackStitcher(), None  # neutral: the track whose neutral face is known
 
     def toggle_neutral(self) -> None:
         """Learn the neutral face of the largest face's person from the next second of a video, or forget it.
@@ -66,9 +59,9 @@ class ExpressionRecognizer:
         with self.lock:
             if self.neutral_status:
                 self.neutral.neutral = self.neutral = None
-            elif self.tracks and NEUTRAL in self.labels:
-                self.neutral = max(self.tracks, key=lambda track: track.box.width)
-                self.neutral.neutral = NeutralFace(self.labels.index(NEUTRAL), self.seconds)
+            elif self.tracker.visible and NEUTRAL in self.labels:
+                self.neutral = max(self.tracker.visible, key=lambda track: track.box.width)
+                self.neutral.neutral = NeutralFace(self.labels.index(NEUTRAL), self.neutral.last_seen)
 
     @property
     def neutral_status(self) -> str:
@@ -93,7 +86,11 @@ class ExpressionRecognizer:
         if seconds >= self.segment_end:
             self.tracker, self.next_tracker = self.next_tracker or Tracker(self.detector), None
             self.segment_end = (seconds // SEGMENT_SECONDS + 1) * SEGMENT_SECONDS
+            person = self.neutral and self.stitcher.person_ids.get(self.neutral.track_id)
             self.stitcher.next_segment()
+            for track in self.tracker.tracks:
+                if person and self.stitcher.person_ids.get(track.track_id) == person:
+                    track.neutral, self.neutral = self.neutral.neutral, track
         faces = self.recognize_tracks(self.tracker, gray, seconds)
         if seconds >= self.segment_end - SEGMENT_OVERLAP:
             self.next_tracker = self.next_tracker or Tracker(self.detector)
@@ -103,8 +100,7 @@ class ExpressionRecognizer:
     def recognize_tracks(self, tracker: Tracker, gray: np.ndarray, seconds: float | None) -> list[Face]:
         """Return the faces that one tracker sees in a frame, gray uint8 (height, width), with its own track_ids."""
         tracks = tracker.update(gray, seconds)
-        selected = select_for_classification(tracks)
-        crops = []
+        selected, crops = tracker.select_for_classification(), []
         for track in selected:
             face = track.crop(gray)
             # of an image, both mirror images are classified; of a video, they take turns, and smoothing unites them
@@ -112,8 +108,6 @@ class ExpressionRecognizer:
         probabilities = self.classifier.predict_proba(crops, flip_tta=seconds is None, votes=self.votes)
         for track, row in zip(selected, probabilities, strict=True):
             track.update_expression(row, seconds or 0.0)
-        if tracker is self.tracker:
-            self.tracks, self.seconds = tracks, seconds or 0.0
         return [track.to_face(self.labels) for track in tracks]
 
 

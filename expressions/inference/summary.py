@@ -1,7 +1,6 @@
 """The summary of a run: how long each tracked face showed which expression, in words and as a timeline."""
 
 import io
-import uuid
 import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -26,7 +25,7 @@ class Summary:
         self.images, self.images_without, self.faces = 0, 0, Counter()  # of images: faces by label
         self.source = self.last_seconds = None  # of the latest frame
 
-    def add(self, source: object, frame: Frame, faces: list[Face], is_image: bool) -> None:
+    def add(self, source: str, frame: Frame, faces: list[Face], is_image: bool) -> None:
         """Count the faces in a frame of the source of this name."""
         gap = frame.seconds - self.last_seconds if source == self.source else 0
         if not 0 <= gap <= MAX_GAP:  # the source began anew, or nobody was seen
@@ -36,9 +35,9 @@ class Summary:
             self.images, self.images_without = self.images + 1, self.images_without + (not faces)
             self.faces.update(face.label for face in faces)
             return
-        self.ends[str(source)] = max(self.ends[str(source)], frame.seconds)
+        self.ends[source] = max(self.ends[source], frame.seconds)
         for face in faces:
-            track = str(source), face.track_id
+            track = source, face.track_id
             self.shown[track][face.label] += gap
             intervals = self.intervals[track]
             if intervals and intervals[-1][0] == face.label and 0 <= frame.seconds - intervals[-1][2] < MAX_GAP:
@@ -58,19 +57,19 @@ class Summary:
             lines.append(f"and {others} other{'s' if others > 1 else ''}")
         if self.images:
             faces, without = self.faces.total(), self.images_without
-            line = f"{self.images} picture{'s' * (self.images > 1)}, {faces} face{'s' * (faces != 1)}"
+            line = f"{self.images} image{'s' * (self.images > 1)}, {faces} face{'s' * (faces != 1)}"
             line += f", {without} without one" * (without > 0)
             lines.append(line + (f": {_shares(self.faces)}" if faces else ""))
         return "\n".join(lines)
 
-    def draw(self, path: Path, colors: dict[str, tuple[int, int, int]]) -> None:
+    def draw(self, path: Path, colours: dict[str, tuple[int, int, int]]) -> None:
         """Draw the timeline of those seen longest, a row per track, into an image file, replaced as a whole.
 
-        colors: (blue, green, red) of a label, 0 to 255. Raises UserError when the file can't be written, or only images
-        were seen.
+        colours: (blue, green, red) of a label, 0 to 255. Raises UserError when the file can't be written, or only
+        images were seen.
         """
         if self.images and not self.ends:
-            raise UserError(f"--summary {path}: needs a video or camera; faces aren't tracked across pictures")
+            raise UserError(f"--summary {path}: needs a video or camera; faces aren't tracked across images")
         from matplotlib.figure import Figure  # here, for its import takes a second
 
         tracks = set(self._seen_longest()[:MAX_DRAWN])
@@ -79,7 +78,7 @@ class Summary:
         axes, bars = figure.add_subplot(), {}
         for row, track in enumerate(tracks):
             for label, start, end in self.intervals[track]:
-                color = [value / 255 for value in reversed(colors.get(label, (128, 128, 128)))]
+                color = [value / 255 for value in reversed(colours.get(label, (128, 128, 128)))]
                 bar = axes.barh(row, end - start, left=start, color=color, height=0.8)
                 bars.setdefault(label, bar)
         several = len(self.ends) > 1
@@ -97,7 +96,7 @@ class Summary:
             warnings.filterwarnings("ignore", "Glyph .* missing")  # letters that the font lacks are drawn as boxes
             figure.savefig(image, format=path.suffix[1:], dpi=100)
         try:
-            with atomic_write(path, path.with_name(f"{uuid.uuid4().hex}{path.suffix}")) as partial:
+            with atomic_write(path) as partial:
                 partial.write_bytes(image.getbuffer())
         except OSError as error:
             raise UserError(f"--summary {path}: can't be written ({error.strerror})") from None

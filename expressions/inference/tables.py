@@ -49,7 +49,7 @@ def append(file: IO[bytes], data: bytes) -> None:
         raise
 
 
-class Table:
+class Table(contextlib.AbstractContextManager):
     """A file of rows, used within `with`: .csv, or .jsonl with one JSON object per line. STDOUT gets as `suffix` which.
 
     The rows of a frame go to the system at once, so a program that is killed leaves whole rows. An old file is
@@ -76,15 +76,12 @@ class Table:
             raise UserError(f"{path}: can't be written ({error.strerror})") from None
         lock_file(self.file, path)
 
-    def __enter__(self):
-        return self
-
-    def write(self, source: object, frame: Frame, faces: list[Face]) -> None:
+    def write(self, source: str, frame: Frame, faces: list[Face]) -> None:
         """Append the faces in a frame of the source of this name."""
-        name = path_cell(str(source)).encode(errors="backslashreplace").decode()
+        name = path_cell(source).encode(errors="backslashreplace").decode()
         rows, text = [], io.StringIO(newline="")
         for face in faces:
-            numbers = [round(float(value), 4) for value in (face.confidence, *face.probabilities)]
+            numbers = [round(value, 4) for value in (face.confidence, *face.probabilities)]
             label = self.class_cells.get(face.label, face.label)
             rows.append([name, frame.number, round(frame.seconds, 3), face.track_id, *face.box, label, *numbers])
         if self.suffix == ".csv":

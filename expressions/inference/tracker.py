@@ -1,7 +1,6 @@
 """Follow faces from frame to frame: where each is, who it is, and which expression it shows.
 
-The surroundings of known faces are searched in every frame, and one slice of the frame for new ones. What a slice finds
-is searched closely, and counts as a face once its mean score over some frames is high enough.
+What a detector finds counts as a face once its mean score over some frames is high enough.
 
 A video is followed in segments, each by a tracker of its own, so that many computers can share a long video. A tracker
 begins a little before its segment; faces that two trackers see there in the same place are the same person.
@@ -25,7 +24,7 @@ TEMPLATE_SIZE, MIN_SIMILARITY = 24, 0.6  # pixels of a face's last image; least 
 SINGLE_FRAME_SCORE = 2.0  # mean of both mirror images; a face of this score is shown in the first frame
 SCORE_GAIN = 0.3  # weight of the newest score in the running mean over frames
 CONFIRM_SCORE, HIDE_SCORE, DROP_SCORE = 2.5, 0.6, 0.25  # running means: shown from here, no longer shown, forgotten
-MAX_LOST_SECONDS = 1.5  # a face that the cascade doesn't find for longer is forgotten
+MAX_LOST_SECONDS = 1.5  # a face that the detector doesn't find for longer is forgotten
 MAX_TEMPLATE_SECONDS = 0.5  # for so long it is searched with its last image
 MATCH_RADIUS, RADIUS_PER_SECOND = 0.7, 1.0  # distance from the prediction, in widths; and more for each second unseen
 APPEARANCE_WEIGHT = 0.5  # distance in widths that counts as much as no correlation at all
@@ -52,7 +51,7 @@ class Track:
         self.state = self.smoothed = _to_state(face)  # at `last_seen`; `smoothed` is what is drawn
         self.angle = face.angle
         self.velocity = self.smoothed_velocity = np.zeros(3)  # per second
-        self.last_seen = self.last_detected = seconds  # the second one by the cascade
+        self.last_seen = self.last_detected = seconds  # the second one by the detector
         self.template = _crop_template(gray, face)
         self.probabilities = self.label = self.classified_at = None
         self.neutral = None  # this person's NeutralFace
@@ -64,7 +63,7 @@ class Track:
         return Detection(x, y, math.exp(size))
 
     def match_template(self, gray: np.ndarray, place: Detection) -> Detection | None:
-        """Search around a place for the last image of the face, because the cascade misses turned heads."""
+        """Search around a place for the last image of the face, because the detector misses turned heads."""
         roi, left, top, scale = crop_roi(gray, place, 2, TEMPLATE_SIZE)
         if min(roi.shape) < TEMPLATE_SIZE:
             return None
@@ -89,7 +88,7 @@ class Track:
         self.smoothed_velocity = self.smoothed_velocity + gain**2 / (2 - gain) * error / passed
 
     def update_from_detection(self, face: Detection, seconds: float, gray: np.ndarray) -> None:
-        """Move to where the cascade found the face."""
+        """Move to where the detector found the face."""
         self.update_position(face, seconds)
         self.last_detected, self.template, self.angle = seconds, _crop_template(gray, face), face.angle
         self.update_score(face.score)
@@ -142,7 +141,8 @@ class Tracker:
     """Finds the faces in the frames of one source and follows each. The same frames always give the same tracks."""
 
     def __init__(self, detector: HaarDetector | YuNetDetector):
-        self.detector, self.tracks, self.frames, self.new_ids = detector, [], 0, itertools.count(1)
+        self.detector, self.frames, self.new_ids = detector, 0, itertools.count(1)
+        self.tracks, self.visible = [], []  # all faces that are followed; those in the latest frame
         self.latest = None, None, None  # frame: its thumbnail, shape and time
 
     def update(self, gray: np.ndarray, seconds: float | None) -> list[Track]:
@@ -159,10 +159,17 @@ class Tracker:
             gray, scale = downscale(gray)
             self._follow(gray, seconds)
         self.tracks = [track for track in self.tracks if track.is_alive(gray.shape, seconds)]
-        visible = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
-        for track in visible:
+        self.visible = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
+        for track in self.visible:
             track.box = self._to_box(track.smoothed, scale)
-        return visible
+        return self.visible
+
+    def select_for_classification(self) -> list[Track]:
+        """Return the visible tracks to classify in a frame: new ones, and the known ones that have waited longest."""
+        new = [track for track in self.visible if not track.times_classified]
+        known = [track for track in self.visible if track.times_classified]
+        known.sort(key=lambda track: (track.classified_at, track.times_classified))
+        return new + known[:MAX_CLASSIFIED_PER_FRAME]
 
     def _follow(self, gray, seconds):
         if self._is_scene_change(gray, seconds):
@@ -237,19 +244,15 @@ class Tracker:
         return Box(round(x / scale - side / 2), round(y / scale - side / 2), side, side)
 
 
-def select_for_classification(tracks: list[Track]) -> list[Track]:
-    """Return the tracks whose expressions are due: new ones, and the known ones that have waited longest."""
-    new = [track for track in tracks if not track.times_classified]
-    known = [track for track in tracks if track.times_classified]
-    known.sort(key=lambda track: (track.classified_at, track.times_classified))
-    return new + known[:MAX_CLASSIFIED_PER_FRAME]
-
-
 class TrackStitcher:
     """Numbers people from 1, in the order in which they are first shown, across the trackers of successive segments."""
 
     def __init__(self):
-        self.person_ids, self.people, self.overlaps = {}, 0, Counter()  # person_ids: by the current tracker's track_id
+        self.person_ids, self.new_ids, self.overlaps = (
+            {},
+            itertools.count(1),
+            Counter(),
+        )  # person_ids: by the current tracker's track_id
 
     def add_overlap(self, faces: list[Face], next_faces: list[Face]) -> None:
         """Count which faces of the current and the next tracker are in the same place in the same frame."""
@@ -271,8 +274,7 @@ class TrackStitcher:
         """Return the faces with the people's numbers in place of the tracker's."""
         for face in faces:
             if face.track_id not in self.person_ids:
-                self.people += 1
-                self.person_ids[face.track_id] = self.people
+                self.person_ids[face.track_id] = next(self.new_ids)
         return [face._replace(track_id=self.person_ids[face.track_id]) for face in faces]
 
 

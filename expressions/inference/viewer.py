@@ -97,7 +97,7 @@ class Viewer:
         paths = (Path(f"{stem}{'' if number == 1 else f'-{number}'}.png") for number in count(1))
         path = next(path for path in paths if not path.exists())
         try:
-            with atomic_write(path, path.with_suffix(".partial")) as partial:
+            with atomic_write(path) as partial:
                 partial.write_bytes(cv2.imencode(".png", image)[1])
         except OSError as error:
             tqdm.write(f"{path}: can't be written ({error.strerror})")

@@ -57,14 +57,14 @@ def processes(count: int) -> Iterator[Workers]:
 
         def submit(function, task):  # a process that starts now inherits that Ctrl-C is ignored
             pool = free.pop()
-            handler = cli.in_main_thread() and signal.signal(signal.SIGINT, signal.SIG_IGN)
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if cli.in_main_thread() else None
             try:
                 future = pool.submit(function, task)
             except BrokenProcessPool:  # it crashed while it was idle
                 pool = new_pool()
                 future = pool.submit(function, task)
             finally:
-                if handler:
+                if handler is not None:  # SIG_DFL is 0
                     signal.signal(signal.SIGINT, handler)
             future.add_done_callback(lambda _: free.append(pool))
             return future

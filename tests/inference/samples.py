@@ -62,7 +62,7 @@ class Face(NamedTuple):
     label: str
     box: tuple = (1, 2, 30, 40)
     confidence: float = 0.5
-    probabilities: np.ndarray = np.float32([0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
+    probabilities: tuple[float, ...] = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0)
 
 
 RATE = 5  # frames a second

@@ -121,6 +121,16 @@ def test_says_what_is_wrong_with_the_cascade(tmp_path, monkeypatch):
         HaarDetector(CASCADE)
 
 
+def test_a_cascade_whose_path_opencv_can_t_open(monkeypatch):
+    """On Windows, that is one with other letters than the system's own."""
+
+    cascade = cv2.CascadeClassifier()  # no class derived from it: OpenCV's bindings would spoil the memory
+    windows = SimpleNamespace(load=lambda _: False, read=cascade.read, empty=cascade.empty)
+    monkeypatch.setattr(cv2, "CascadeClassifier", lambda: windows)
+    HaarDetector(CASCADE)
+    assert not cascade.empty()
+
+
 @pytest.mark.faults
 def test_says_where_the_weights_of_yunet_come_from(tmp_path, monkeypatch):
     for spec in (None, SimpleNamespace(submodule_search_locations=[str(tmp_path)])):

@@ -81,7 +81,7 @@ def test_two_hundred_faces(detect, tmp_path):
     status, said, _ = detect(
         "--source", tmp_path / "crowd.png", "--save", tmp_path / "out.png", "--csv", table, "--bars"
     )
-    assert status == 0 and large.shape[1] == 640 and f"1 picture, {len(read_rows(table))} faces" in said
+    assert status == 0 and large.shape[1] == 640 and f"1 image, {len(read_rows(table))} faces" in said
     assert len(read_rows(table)) > 20 and cv2.imread(str(tmp_path / "out.png")).shape == image.shape
 
 
@@ -132,6 +132,7 @@ def test_a_resting_face_becomes_neutral_and_a_smile_stays_happy(trained, frame, 
         shows[0] = what
         return [face.label for _ in range(frames) for face in recognizer.recognize(frame, next(clock))]
 
+    recognizer.reset(segment_end=5.8)  # then another tracker goes on
     recognizer.toggle_neutral()  # without a face: nothing happens
     assert recognizer.neutral_status == "" and set(labels("rest")) == {"sad"}
     recognizer.toggle_neutral()

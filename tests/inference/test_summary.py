@@ -49,19 +49,19 @@ def test_many_people_and_images():
     images = Summary()
     for name in ("a.png", "b.png"):
         images.add(name, Frame(0, 0.0), [Face(1, "happy"), Face(2, "sad")], is_image=True)
-    assert images.describe() == "2 pictures, 4 faces: happy 50%, sad 50%"
+    assert images.describe() == "2 images, 4 faces: happy 50%, sad 50%"
     images.add("c.png", Frame(0, 0.0), [], is_image=True)
     show(images, "a.mp4", {1: ["sad"] * 51} | dict.fromkeys(range(2, 9), ["sad"]))  # seven in one frame alone
-    assert images.describe() == "track 1, 5.0 s: sad 100%\n3 pictures, 4 faces, 1 without one: happy 50%, sad 50%"
+    assert images.describe() == "track 1, 5.0 s: sad 100%\n3 images, 4 faces, 1 without one: happy 50%, sad 50%"
     assert Summary().describe() == ""
 
 
 def test_pictures_without_faces_are_counted():
     summary = Summary()
     summary.add("a.png", Frame(0, 0.0), [], is_image=True)
-    assert summary.describe() == "1 picture, 0 faces, 1 without one"
+    assert summary.describe() == "1 image, 0 faces, 1 without one"
     summary.add("b.png", Frame(0, 0.0), [Face(1, "happy")], is_image=True)
-    assert summary.describe() == "2 pictures, 1 face, 1 without one: happy 100%"
+    assert summary.describe() == "2 images, 1 face, 1 without one: happy 100%"
 
 
 def test_the_timeline_shows_each_stretch_in_its_colour(tmp_path):

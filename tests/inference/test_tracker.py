@@ -11,7 +11,7 @@ from matplotlib import cbook
 from expressions import EMOTIONS, UNCERTAIN
 from expressions.inference import tracker as tracker_module
 from expressions.inference.detector import load_detector
-from expressions.inference.tracker import Tracker, TrackStitcher, select_for_classification
+from expressions.inference.tracker import Tracker, TrackStitcher
 from expressions.inference.types import Box, Face
 from expressions.training import synthetic
 
@@ -110,11 +110,11 @@ def test_a_face_that_has_gone_is_forgotten(detector, faces):
     assert set(seen[-1]) == {2}
 
 
-def update_expressions(tracks, rows, seconds):
-    """The Faces of the tracks, after those that are selected got the rows of probabilities."""
-    for track, row in zip(select_for_classification(tracks), rows, strict=True):
+def update_expressions(tracker, rows, seconds):
+    """The Faces of the visible tracks, after those that are selected got the rows of probabilities."""
+    for track, row in zip(tracker.select_for_classification(), rows, strict=True):
         track.update_expression(row, seconds)
-    return [track.to_face(LABELS) for track in tracks]
+    return [track.to_face(LABELS) for track in tracker.visible]
 
 
 def classified(detector, face, rows):
@@ -123,8 +123,8 @@ def classified(detector, face, rows):
     image = frame([(face, 260, 180)])
     result = []
     for number, row in enumerate(rows):
-        tracks = tracker.update(image, number / RATE)
-        result += update_expressions(tracks, np.array([row], np.float32), number / RATE)
+        tracker.update(image, number / RATE)
+        result += update_expressions(tracker, np.array([row], np.float32), number / RATE)
     assert len(result) == len(rows)
     return result
 
@@ -157,9 +157,8 @@ def test_time_counts_not_frames(detector, faces):
         tracker, image = Tracker(detector), frame([(faces[0], 260, 180)])
         for number in range(4 * rate):
             row = (0.8, 0.1, 0.1) if number < 2 * rate else (0.1, 0.1, 0.8)
-            [face] = update_expressions(
-                tracker.update(image, number / rate), np.array([row], np.float32), number / rate
-            )
+            tracker.update(image, number / rate)
+            [face] = update_expressions(tracker, np.array([row], np.float32), number / rate)
             if face.label == "sad":
                 return number / rate - 2
 
@@ -181,7 +180,7 @@ def test_two_faces_have_labels_of_their_own(detector, faces):
     for number in range(10):
         tracks = tracker.update(image, number / RATE)
         rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in tracks], np.float32)
-        shown = {face.box.x < 250: face.label for face in update_expressions(tracks, rows, number / RATE)}
+        shown = {face.box.x < 250: face.label for face in update_expressions(tracker, rows, number / RATE)}
     assert shown == {True: "angry", False: "sad"}
 
 
@@ -189,10 +188,10 @@ def test_of_many_faces_those_that_waited_longest_are_read(detector, faces):
     tracker, image = Tracker(detector), frame([(face, 5 + 165 * i, 180) for i, face in enumerate(faces)])
     for number in range(13):
         tracks = tracker.update(image, number / RATE)
-        selected = select_for_classification(tracks)
+        selected = tracker.select_for_classification()
         assert len(tracks) == 4 and len(selected) == (3 if number else 4)
         rows = np.array([(0.9, 0.1, 0.0) if track.box.x < 250 else (0.0, 0.1, 0.9) for track in selected], np.float32)
-        shown = update_expressions(tracks, rows, number / RATE)
+        shown = update_expressions(tracker, rows, number / RATE)
         assert [face.label for face in shown] == ["angry" if face.box.x < 250 else "sad" for face in shown]
     assert [track.times_classified for track in tracks] == [10] * 4
 
