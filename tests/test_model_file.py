@@ -45,6 +45,7 @@ def test_the_weights_of_a_file_are_those_that_keras_reads(trained):
     assert votes is None and all((one == other).all() for one, other in zip(weights, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_a_file_half_as_large_says_the_same(tmp_path):
     network, votes = small_network(keras.layers.Conv2D(16, 3)), (np.full((33856, 8), 1 / 3, np.float32), np.zeros(8))
     path = save_model(network, tmp_path / "model.h5")

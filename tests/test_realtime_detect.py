@@ -185,7 +185,7 @@ def failing(case, tmp_path, trained, photo):
         "camera",
         "source",
         "model",
-        "unfit",
+        pytest.param("unfit", marks=pytest.mark.slow),
         "cascade",
         "empty cascade",
         "ending",

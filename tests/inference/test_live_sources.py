@@ -227,7 +227,8 @@ def test_nobody_at_the_address(impatient):
             Source(f"rtsp://127.0.0.1:{unused.getsockname()[1]}/x")
 
 
-@pytest.mark.parametrize("way", slow_but(["stalls", "mute"], "stalls"))
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["stalls", "mute"])
 @pytest.mark.faults
 def test_ctrl_c_ends_a_program_whose_stream_stalls(camera, way):
     code = f"""
@@ -463,6 +464,7 @@ def test_a_camera_is_opened_as_its_system_likes_it(plugged, monkeypatch, system,
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_camera_that_gives_no_frames_is_closed_again(plugged, monkeypatch):
     monkeypatch.setattr(plugged, "read", lambda self: (time.sleep(0.1), None))
     plugged.plugged = [1] * 100
@@ -474,6 +476,7 @@ def test_a_camera_that_gives_no_frames_is_closed_again(plugged, monkeypatch):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_an_unplugged_camera_is_opened_again_and_its_video_lasts_as_long_as_it_took(plugged, tmp_path, monkeypatch):
     monkeypatch.setattr("expressions.inference.video.LOST_TIMEOUT", 1)
     plugged.plugged = [5, 0, 0, 5]

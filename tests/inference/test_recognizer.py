@@ -70,6 +70,7 @@ def test_frames_without_a_face(detect, tmp_path, kind, suffix):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_two_hundred_faces(detect, tmp_path):
     random, image = np.random.default_rng(0), np.full((1280, 1600, 3), 128, np.uint8)
     for index in range(200):

@@ -16,6 +16,7 @@ from expressions import UserError
 from expressions.inference import workers
 
 
+@pytest.mark.slow
 def test_more_workers_than_a_system_allows_open_files_are_not_started(capsys):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

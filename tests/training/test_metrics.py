@@ -47,6 +47,7 @@ def test_agreement_with_the_majority_of_taggers(evaluation):
     assert fewer.accuracy == 0.5 and fewer.majority_accuracy == 1 and fewer.labels == LABELS
 
 
+@pytest.mark.slow
 def test_the_temperature_that_was_put_in_is_found_again():
     random = np.random.default_rng(0)
     logits = random.normal(size=(20000, 7)) * 2

@@ -10,6 +10,7 @@ from expressions import EMOTIONS
 from expressions.training import dataset, metrics, report, synthetic
 
 
+@pytest.mark.slow
 def test_a_report_on_disk(tmp_path):
     images, labels = synthetic.draw_faces(5, seed=0)
     split = dataset.Split(images, labels)

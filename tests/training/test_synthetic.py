@@ -1,6 +1,7 @@
 """The drawn faces: reproducible, varied, and told apart by their expression."""
 
 import numpy as np
+import pytest
 
 from expressions import EMOTIONS
 from expressions.training import synthetic
@@ -23,6 +24,7 @@ def test_faces_vary_in_light():
     assert means.std() > 15 and 40 < means.mean() < 200
 
 
+@pytest.mark.slow
 def test_the_expression_shows_in_the_middle_of_the_face():
     """The mean faces of two drawings of the same expression are closer than those of any two expressions."""
     first, labels = synthetic.draw_faces(150, seed=1)
