@@ -250,9 +250,7 @@ def test_the_ten_most_recently_used_are_kept(model, cache, monkeypatch, compiled
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    "damage", slow_but(["empty", "text", "cut", "flipped", "no LiteRT", "folder"], "cut")
-)
+@pytest.mark.parametrize("damage", slow_but(["empty", "text", "cut", "flipped", "no LiteRT", "folder"], "cut"))
 def test_a_damaged_file_is_as_good_as_none(model, cache, damage, compiled):
     Classifier.load(model)
     [file] = cache.iterdir()
