@@ -241,7 +241,7 @@ def trained(build_once, data_folder):
 
     def train(folder):
         words = "--data", data_folder, "--model", folder / "small.h5", "--epochs", 2, "--batch-size", 16
-        result = run("train.py", *words)
+        result = run(SMALL_TRAIN, *words)
         assert result.returncode == 0, result.stdout + result.stderr
         (folder / "output.txt").write_text(result.stdout)
         ExpressionRecognizer(folder / "small.h5")

@@ -33,7 +33,7 @@ def test_the_file_tells_everything_about_itself(trained):
     metadata = read_metadata(trained)
     assert metadata["labels"] == list(EMOTIONS)
     assert metadata["scaling"] == "unit" and 0.1 <= metadata["temperature"] <= 10
-    assert metadata["network"] == "compact" and metadata["parameters"] == 1167015
+    assert metadata["network"] == "compact" and metadata["parameters"] == 1439
     assert {"single view", "with mirrored view"} <= set(metadata["metrics"])
     assert metadata["metrics"]["single view"]["n"] == 21
     assert len(metadata["fingerprint"]) == 16 and keras.__version__ in metadata["versions"]

@@ -31,7 +31,7 @@ def test_it_prints_the_data_the_network_and_the_figures(trained):
     output = (trained.parent / "output.txt").read_text()
     for words in (
         "disgust       8           3",
-        "Total params: 1,167,015",
+        "Total params: 1,439",
         "top-1",
         "macro F1",
         "recall angry",
