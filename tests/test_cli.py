@@ -243,7 +243,8 @@ def test_without_the_packages_a_script_says_so_in_one_line(script):
 def test_a_script_ends_well_while_it_loads_its_packages(tmp_path, script, module, line, status, said):
     (tmp_path / f"{module}.py").write_text(line)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(command(script), capture_output=True, text=True, env=environment)
+    streams = {"capture_output": True, "text": True, "preexec_fn": heed_ctrl_c if os.name == "posix" else None}
+    result = subprocess.run(command(script), **streams, env=environment)
     assert result.returncode == status and result.stderr.startswith(said.format(script)), result.stderr
     assert result.stderr.count("\n") == (status == 2) or status == 1
 
