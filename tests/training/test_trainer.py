@@ -94,18 +94,18 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained, data_folder, tmp_path, capsys):
+def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained_compact, data_folder, tmp_path, capsys):
     data = write_data(tmp_path / "data", {"train": 4, "validation": 2}, labels=("awake", "asleep"))
-    assert train.main(["--start", str(trained), "--data", str(data), "--model", str(tmp_path / "new.h5")]) == 2
+    assert train.main(["--start", str(trained_compact), "--data", str(data), "--model", str(tmp_path / "new.h5")]) == 2
     assert "takes a model of train.py that knows asleep, awake" in capsys.readouterr().err
     arguments = ["--data", str(data_folder), "--model", str(tmp_path / "new.h5"), "--start", str(tmp_path / "other.h5")]
     for network, sentence in (("large", "is not the large network"), (["compact"], "takes a model of train.py")):
-        shutil.copy(trained, tmp_path / "other.h5")
-        write_metadata(tmp_path / "other.h5", read_metadata(trained) | {"network": network})
+        shutil.copy(trained_compact, tmp_path / "other.h5")
+        write_metadata(tmp_path / "other.h5", read_metadata(trained_compact) | {"network": network})
         assert train.main(arguments) == 2
         assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        train.main(["--start", str(trained), "--network", "classic"])
+        train.main(["--start", str(trained_compact), "--network", "classic"])
 
 
 @pytest.mark.faults
@@ -124,9 +124,9 @@ def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, 
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("small_disk", [4, 15, 22, 25], indirect=True)
-def test_a_full_disk_leaves_the_model_of_before(small_disk, data_folder, trained):
+def test_a_full_disk_leaves_the_model_of_before(small_disk, data_folder, trained_compact):
     model = small_disk / "model.h5"
-    shutil.copy(trained, model)
+    shutil.copy(trained_compact, model)
     before = model.read_bytes()
     result = run(*words(data_folder, model, epochs=1))
     last = result.stdout.strip().splitlines()[-1]
