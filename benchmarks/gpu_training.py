@@ -11,9 +11,9 @@
 4. The matched network: starts as the best student and learns what the mean of all students says of the very same
    warped images (function matching, arXiv:2106.05237).
 
-train.py makes its batches on the processor, which leaves a GPU idle. Here the images
-lie on the GPU, and warps, noise, and a whole epoch of steps are one compiled function: 0.2 s an epoch on an H100. The
-network is train.py's `large`, with the same layers, loss and optimizer; `export` makes it a model file.
+train.py makes its batches on the processor, which leaves a GPU idle. Here the images lie on the GPU, and warps, noise,
+and a whole epoch of steps are one compiled function: 0.2 s an epoch on an H100. The network is train.py's `large`, with
+the same layers, loss and optimizer; `export` makes it a model file.
 """
 
 import argparse

@@ -260,6 +260,20 @@ def trained_copy(trained, tmp_path):
     return shutil.copy(trained, tmp_path / "model.h5")
 
 
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    """The file of a tiny model that is as it should be."""
+    from model_files import save  # not above: it imports Keras
+
+    return save(tmp_path_factory.mktemp("sound") / "model.h5")
+
+
+@pytest.fixture
+def model(sound, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copy(sound, tmp_path / "model.h5")
+
+
 @pytest.fixture
 def detect(trained, monkeypatch, capfd):
     """Run realtime_detect.py in this process, without a screen. Returns its status, output and errors."""

@@ -123,16 +123,6 @@ def test_what_is_missing_is_named(model, cache, monkeypatch, name, words):
             Classifier.load(model)
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("sound") / "model.h5")
-
-
-@pytest.fixture
-def model(sound, tmp_path):
-    return shutil.copy(sound, tmp_path / "model.h5")
-
-
 @pytest.mark.faults
 def test_the_sound_file_is_taken(sound):
     assert Classifier.load(sound).predict_proba([np.zeros((48, 48), np.uint8)]).shape == (1, 7)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import zipfile
 
 import h5py
@@ -13,16 +12,6 @@ from conftest import slow_but
 from model_files import KERNEL, METADATA, configured, layer, load, refused, run_limited, save, unsealed, write_metadata
 
 from expressions import EMOTIONS, UserError
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("sound") / "model.h5")
-
-
-@pytest.fixture
-def model(sound, tmp_path):
-    return shutil.copy(sound, tmp_path / "model.h5")
 
 
 def taken(path):

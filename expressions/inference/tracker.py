@@ -248,11 +248,8 @@ class TrackStitcher:
     """Numbers people from 1, in the order in which they are first shown, across the trackers of successive segments."""
 
     def __init__(self):
-        self.person_ids, self.new_ids, self.overlaps = (
-            {},
-            itertools.count(1),
-            Counter(),
-        )  # person_ids: by the current tracker's track_id
+        self.person_ids = {}  # by the current tracker's track_id
+        self.new_ids, self.overlaps = itertools.count(1), Counter()
 
     def add_overlap(self, faces: list[Face], next_faces: list[Face]) -> None:
         """Count which faces of the current and the next tracker are in the same place in the same frame."""

@@ -32,7 +32,8 @@ class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
         """Save the network if it is the best so far, then replace the file at `path` in one step."""
         self.partial.unlink(missing_ok=True)  # half a file, from a run that was killed while it wrote
         if np.isfinite(logs["loss"]):
-            super().on_epoch_end(epoch, logs)
+            with distributed.this_process_alone():  # only the primary process saves; Keras makes an optimizer for it
+                super().on_epoch_end(epoch, logs)
         if self.partial.exists():
             os.replace(self.partial, self.path)
 

@@ -129,6 +129,17 @@ def all_devices() -> contextlib.AbstractContextManager:
     return keras.distribution.DataParallel(auto_shard_dataset=False).scope()
 
 
+@contextlib.contextmanager
+def this_process_alone() -> Iterator[None]:
+    """For `with`: Keras makes no variables on all devices, for which it would wait for the other processes."""
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
+
+
 def replicate(images: np.ndarray) -> np.ndarray:
     """A copy of `images` on each of the devices that the network is on."""
     distribution = keras.distribution.distribution()
