@@ -149,7 +149,7 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     with suppress_output():  # where TensorFlow greets on JAX
         keras.utils.set_random_seed(options.seed)
     recipe = FINE_TUNING if options.start else FROM_SCRATCH
-    options.network, weights = trainer.starting_point(options, data, NETWORKS)
+    options.network, weights, options.start_words = trainer.starting_point(options, data, NETWORKS)
     batches, validation = make_batches(data, recipe, options)
 
     # callbacks

@@ -104,7 +104,7 @@ def _describe(data, options, parameters):
         "labels": list(data.labels), "scaling": "unit", "temperature": 1,
         "data": data.source, "fingerprint": data.fingerprint(),
         "seed": options.seed, "batch_size": options.batch_size, "precision": options.precision,
-        "fold": options.fold, "start": options.start and options.start.name,
+        "fold": options.fold, "start": options.start_words,
         "teachers": [path.name for path in options.teacher],
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
         "versions": f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}",

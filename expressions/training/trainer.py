@@ -85,23 +85,42 @@ def validation_data(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([images, corrupt_in_turn(images[..., 0])[..., None]]), np.concatenate([targets] * 2)
 
 
-def starting_point(options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]) -> tuple[str, list]:
-    """The name of the network to train, and the weights of the model --start to begin with; empty without."""
+def starting_point(
+    options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]
+) -> tuple[str, list[np.ndarray], str | None]:
+    """What training begins with: the name of the network, its weights, and in words the model --start they are of.
+
+    The last layer keeps the outputs for the classes of the data, and for votes if it has some. Those that the model
+    hasn't begin with random weights. Without --start there are no weights and no words.
+    """
     if not options.start:
-        return options.network or "compact", []
+        return options.network or "compact", [], None
     model, metadata, (weights, votes) = options.start, read_metadata(options.start), read_weights(options.start)
-    name, voted = metadata.get("network"), data.splits["train"].votes is not None
-    # list: what a file says may be of any type
-    if name not in list(networks) or tuple(metadata["labels"]) != data.labels or bool(votes) != voted:
-        knows = f"knows {', '.join(data.labels)}, in this order, and {'has' if voted else 'has not'} learned from votes"
-        raise UserError(f"--start {model}: takes a model of train.py that {knows}")
-    if voted:  # the outputs for labels and for votes, side by side as they are learned
-        (*weights, kernel, bias), (votes_kernel, votes_bias) = weights, votes
-        weights += [np.hstack([kernel, votes_kernel]), np.hstack([bias, votes_bias])]
-    expected = networks[name](weights[-1].size, None).get_weights()
-    if [array.shape for array in weights] != [array.shape for array in expected]:
+    name, known = metadata.get("network"), _outputs(metadata["labels"], votes)
+    if name not in list(networks):  # list: what a file says may be of any type
+        raise UserError(f"--start {model}: takes a model of train.py, with the network {' or '.join(networks)}")
+    *trunk, kernel, bias = weights
+    if votes:
+        kernel, bias = np.hstack([kernel, votes[0]]), np.hstack([bias, votes[1]])
+    wanted = _outputs(data.labels, data.splits["train"].votes is not None)
+    *expected, new_kernel, new_bias = networks[name](len(wanted), None).get_weights()
+    shapes = [array.shape for array in (*trunk, kernel, bias)]
+    if shapes != [*(array.shape for array in expected), (len(new_kernel), len(known)), (len(known),)]:
         raise UserError(f"--start {model}: is not the {name} network that it says it is")
-    return name, weights
+    for column, output in enumerate(wanted):
+        if output in known:
+            new_kernel[:, column], new_bias[column] = kernel[:, known.index(output)], bias[known.index(output)]
+    words = model.name
+    for change, outputs, others in (("with new", wanted, known), ("without its", known, wanted)):
+        names = dict.fromkeys(output[0] for output in outputs if output not in others)
+        words += f", {change} outputs for {', '.join(names)}" if names else ""
+    print(f"Starting from {words}", flush=True)
+    return name, [*trunk, new_kernel, new_bias], words
+
+
+def _outputs(labels, voted):
+    """Names of a network's outputs, tuples: those for labels and those for votes, side by side as they are learned."""
+    return [*((label,) for label in labels), *(("votes", label) for label in (*labels, None) if voted)]
 
 
 def run_settings(options: argparse.Namespace, data: Dataset) -> dict[str, object]:
