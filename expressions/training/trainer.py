@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from expressions import EMOTIONS, UserError
-from expressions.files import lock_file
+from expressions.files import lock_file, suppress_output
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import dataset, distributed, report, synthetic
 from expressions.training.corruptions import corrupt_in_turn
@@ -28,6 +28,24 @@ DRAWN_FACES = {"train": 200, "validation": 50}  # per class
 HOW_TO_GET_DATA = """\
 To get FER2013 (free, for research): download and unzip kaggle.com/datasets/msambare/fer2013 into data/,
 so that data/train/angry/ and the others exist, and run this again. Until then: training on drawn faces."""
+
+
+def check_options(options: argparse.Namespace, labels: tuple[str, ...]) -> None:
+    """Raise UserError where the completed options don't fit one another, or a data set with these labels."""
+    distributed.check_batch_size(options.batch_size)
+    model = options.model
+    if model.suffix != ".h5" or model.stem.endswith(".weights") or model.is_dir():
+        raise UserError(f"--model {model}: takes a file whose name ends in .h5, and not in .weights.h5")
+    for name, models in (("--start", filter(None, [options.start])), ("--teacher", options.teacher)):
+        if any(other.resolve() == model.resolve() for other in models):
+            raise UserError(f"{name} {model}: is the model to be written; give that another name with --model")
+    if soft := options.soft_labels:
+        if soft.suffix != ".npz" or not soft.parent.is_dir():
+            raise UserError(f"--soft-labels {soft}: takes a file whose name ends in .npz, in a folder that exists")
+        if any(other.resolve() == soft.resolve() for other in options.teacher):
+            raise UserError(f"--soft-labels {soft}: is a teacher as well; give the file to be written another name")
+    if options.show and options.show not in labels:
+        raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(labels)}")
 
 
 @contextlib.contextmanager
@@ -92,7 +110,10 @@ def starting_point(
 
     The last layer keeps the outputs for the classes of the data, and for votes if it has some. Those that the model
     hasn't begin with random weights. Without --start there are no weights and no words.
+    All random numbers of Keras follow from options.seed from here on.
     """
+    with suppress_output():  # where TensorFlow greets on JAX
+        keras.utils.set_random_seed(options.seed)
     if not options.start:
         return options.network or "compact", [], None
     model, metadata, (weights, votes) = options.start, read_metadata(options.start), read_weights(options.start)

@@ -436,7 +436,7 @@ def test_what_macos_packs_beside_a_data_set_is_none(tmp_path):
 def test_a_name_that_a_terminal_would_obey_is_printed_as_its_code(tmp_path, capfd):
     write_images(tmp_path / "data")
     (tmp_path / "data" / "train" / "sad" / "\x1b[2J\nTop-1: 100 %\udcff.png").write_bytes(b"")
-    train.load_data(command_line.parse(["--data", str(tmp_path / "data")], "", train.NETWORKS, ""))
+    train.load_data(command_line.parse(["--data", str(tmp_path / "data")], ""))
     printed = capfd.readouterr().out
     assert "\\x1b[2J\\nTop-1: 100 %\\udcff.png" in printed and "\x1b" not in printed
 
