@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -57,7 +58,7 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
         help="names of its outputs in order, separated by commas; for a file that doesn't contain them")  # fmt: skip
     add("--scaling", choices=SCALINGS, help="the pixel range it expects: 0 to 1, -1 to 1, 0 to 255, or standardised")
     add = parser.add_argument_group("taking a model elsewhere instead of training one").add_argument
-    add("--export", type=Path, metavar="FILE",
+    add("--export", type=_network_file, metavar="FILE",
         help="write the network of --model as .tflite or .onnx, and beside it, as .json, its labels and preprocessing; "
         "--labels and --scaling as above")  # fmt: skip
     options = parser.parse_args(arguments)
@@ -76,6 +77,15 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
 
 def _names(text):
     return [name.strip() for name in text.split(",")]
+
+
+def _network_file(text):
+    path = Path(text)
+    if path.suffix not in (".tflite", ".onnx") or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: takes a file that ends in .tflite or .onnx, in a folder that exists")
+    if path.suffix == ".onnx" and not importlib.util.find_spec("tf2onnx"):
+        raise argparse.ArgumentTypeError(f"{text}: tf2onnx, which makes ONNX files, is missing: pip install tf2onnx")
+    return path
 
 
 def _fold(text):

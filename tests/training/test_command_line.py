@@ -1,6 +1,7 @@
 """The options of train.py."""
 
 import contextlib
+import importlib.util
 import io
 import subprocess
 import sys
@@ -30,15 +31,19 @@ from expressions.training import command_line, readers, trainer
         ("--fold half", "--fold: half: takes K/N"),
         ("--soft-labels x.npz", "--soft-labels takes --teacher"),
         ("--split train", "--split, --labels and --scaling go with --evaluate"),
-        ("--export x.onnx --split train", "--export takes only --model, --labels and --scaling"),
-        ("--export x.onnx --evaluate model.h5", " takes only "),
+        ("--export x.keras", "x.keras: takes a file that ends in .tflite or .onnx"),
+        ("--export no/x.tflite", "no/x.tflite: takes a file that ends in .tflite or .onnx, in a folder that exists"),
+        ("--export x.onnx", "x.onnx: tf2onnx, which makes ONNX files, is missing: pip install tf2onnx"),
+        ("--export x.tflite --split train", "--export takes only --model, --labels and --scaling"),
+        ("--export x.tflite --evaluate model.h5", " takes only "),
         ("--evaluate model.h5 --resume", "--evaluate takes only --data, --split, --labels and --scaling"),
         ("--evaluate model.h5 --epochs 3", "--evaluate takes only --data, --split, --labels and --scaling"),
         ("--evaluate model.h5 --precision float32", "--evaluate takes only --data, --split, --labels and --scaling"),
         ("--evaluate model.h5 --seed 3", "--evaluate takes only --data, --split, --labels and --scaling"),
     ],
 )
-def test_options_out_of_range(arguments, words, capsys):
+def test_options_out_of_range(arguments, words, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as caught:
         train.main(arguments.split())
     assert caught.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
