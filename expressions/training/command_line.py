@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     add = parser.add_argument_group("measuring a model instead of training one").add_argument
     add("--evaluate", type=Path, metavar="MODEL", help="the .h5 or .keras to measure")
     add("--split", choices=SPLITS, help="the images to measure it on (default: validation)")
-    add("--labels", type=_names,
+    add("--labels", type=lambda names: [name.strip() for name in names.split(",")],
         help="names of its outputs in order, separated by commas; for a file that doesn't contain them")  # fmt: skip
     add("--scaling", choices=SCALINGS, help="the pixel range it expects: 0 to 1, -1 to 1, 0 to 255, or standardised")
     add = parser.add_argument_group("taking a model elsewhere instead of training one").add_argument
@@ -73,10 +73,6 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     if not given & set(MODES) and given & {"split", "labels", "scaling"}:
         parser.error("--split, --labels and --scaling go with --evaluate, the last two also with --export")
     return options
-
-
-def _names(text):
-    return [name.strip() for name in text.split(",")]
 
 
 def _network_file(text):

@@ -117,17 +117,18 @@ def starting_point(
     if not options.start:
         return options.network or "compact", [], None
     model, metadata, (weights, votes) = options.start, read_metadata(options.start), read_weights(options.start)
-    name, known = metadata.get("network"), _outputs(metadata["labels"], votes)
+    name, labels = metadata.get("network"), metadata["labels"]
     if name not in list(networks):  # list: what a file says may be of any type
         raise UserError(f"--start {model}: takes a model of train.py, with the network {' or '.join(networks)}")
+    known, wanted = _outputs(labels, votes), _outputs(data.labels, data.splits["train"].votes is not None)
+    *others, new_kernel, new_bias = networks[name](len(wanted), None).get_weights()
+    counts = [len(labels), len(labels) + 1] if votes else [len(labels)]
+    expected = [array.shape for array in others] + [shape for n in counts for shape in ((len(new_kernel), n), (n,))]
+    if [array.shape for array in (*weights, *(votes or ()))] != expected:
+        raise UserError(f"--start {model}: is not the {name} network that it says it is")
     *trunk, kernel, bias = weights
     if votes:
         kernel, bias = np.hstack([kernel, votes[0]]), np.hstack([bias, votes[1]])
-    wanted = _outputs(data.labels, data.splits["train"].votes is not None)
-    *expected, new_kernel, new_bias = networks[name](len(wanted), None).get_weights()
-    shapes = [array.shape for array in (*trunk, kernel, bias)]
-    if shapes != [*(array.shape for array in expected), (len(new_kernel), len(known)), (len(known),)]:
-        raise UserError(f"--start {model}: is not the {name} network that it says it is")
     for column, output in enumerate(wanted):
         if output in known:
             new_kernel[:, column], new_bias[column] = kernel[:, known.index(output)], bias[known.index(output)]

@@ -132,6 +132,26 @@ def test_a_run_goes_on_with_the_outputs_that_its_data_has_use_for(monkeypatch, c
     assert bias.shape == (len(outputs),) and np.isfinite(kernel).all()
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["no weights", "votes of other features", "a kernel of other outputs"])
+def test_a_model_that_is_not_the_network_it_says_it_is(monkeypatch, damage):
+    def build(outputs, activation):
+        return train.keras.Sequential([train.keras.Input((2,)), train.keras.layers.Dense(outputs, activation)])
+
+    weights = [np.zeros((2, 4 if damage.startswith("a kernel") else 2)), np.zeros(2)]
+    votes = [np.zeros((3, 3)), np.zeros(3)] if damage.startswith("votes") else None
+    said = {"network": "compact", "labels": ["a", "b"]}
+    monkeypatch.setattr(train.trainer, "read_metadata", lambda _: said)
+    monkeypatch.setattr(train.trainer, "read_weights", lambda _: ([] if damage == "no weights" else weights, votes))
+    images = train.dataset.Split(np.zeros((2, 48, 48), np.uint8), np.arange(2))
+    data, options = train.dataset.Dataset("", ("a", "b"), {"train": images}), Namespace(start=Path("old.h5"), seed=0)
+    with pytest.raises(UserError, match="old.h5: is not the compact network"):
+        train.trainer.starting_point(options, data, {"compact": build})
+    said["network"] = ["compact"]  # what a file says may be of any type
+    with pytest.raises(UserError, match="takes a model of train.py, with the network compact"):
+        train.trainer.starting_point(options, data, {"compact": build})
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_from_any_model_of_train_py(trained_compact, data_folder, tmp_path, capsys):
     data, model = (
