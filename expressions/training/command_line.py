@@ -44,7 +44,8 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     add("--seed", type=cli.int_range(0, 2**32 - 1), default=0, help="of all random numbers (default: 0)")
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
         help="to compute in (default: auto, which is bfloat16 where the processor has it)")  # fmt: skip
-    add("--model", type=Path, help="the .h5 to write (default: models/emotion_model.h5, or synthetic_model.h5)")
+    add("--model", type=Path, metavar="FILE",
+        help="the .h5 to write, or to --export (default: models/emotion_model.h5, or synthetic_model.h5)")  # fmt: skip
     add("--show", metavar="EXPRESSION", help="show images of this class in a window before training")
     add("--teacher", type=Path, nargs="+", default=[], metavar="FILE",
         help="models, or soft labels (.npz), to learn from besides the labels")  # fmt: skip
@@ -59,8 +60,7 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     add("--scaling", choices=SCALINGS, help="the pixel range it expects: 0 to 1, -1 to 1, 0 to 255, or standardised")
     add = parser.add_argument_group("taking a model elsewhere instead of training one").add_argument
     add("--export", type=_network_file, metavar="FILE",
-        help="write the network of --model as .tflite or .onnx, and beside it, as .json, its labels and preprocessing; "
-        "--labels and --scaling as above")  # fmt: skip
+        help="the .tflite or .onnx to write, with its use beside it; takes --labels and --scaling too")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.soft_labels and not options.teacher:
         parser.error("--soft-labels takes --teacher, the models that it asks")
