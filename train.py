@@ -20,7 +20,7 @@ from expressions.files import suppress_output
 cli.begin(__name__)
 from expressions.training import command_line
 
-command_line.begin(__name__, __doc__)
+command_line.begin(__name__, __doc__)  # answers --help and mistakes at once, for Keras takes seconds to load
 with suppress_output():  # TensorFlow's greeting
     import keras
     from keras import callbacks, layers

@@ -20,7 +20,7 @@ MEMORY = ("best", "best_loss", "wait", "best_epoch", "stopped_epoch", "cooldown_
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """ModelCheckpoint of the best validation accuracy; a run killed while it saves leaves the model of before.
 
-    Of epochs that are as accurate it keeps the one with the lowest validation loss: few images make many such.
+    Among equally accurate epochs, and few images make many, it keeps the one with the lowest validation loss.
     `path` ends in .keras, which Keras makes in memory: HDF5 crashes where the disk fills up while it writes an .h5.
     """
 
