@@ -116,6 +116,7 @@ def starting_point(
         keras.utils.set_random_seed(options.seed)
     if not options.start:
         return options.network or "compact", [], None
+    print(f"Reading {options.start} ...", flush=True)
     model, metadata, (weights, votes) = options.start, read_metadata(options.start), read_weights(options.start)
     name, labels = metadata.get("network"), metadata["labels"]
     if name not in list(networks):  # list: what a file says may be of any type

@@ -332,7 +332,7 @@ def test_an_image_that_can_t_be_read_is_skipped_and_named(tmp_path, capfd, case)
     data = dataset.load(tmp_path)
     assert data.counts().loc["all"].tolist() == [2, 2]
     assert any("skipped 1 files that can't be read" in note and "bad.png" in note for note in data.notes)
-    assert capfd.readouterr() == ("", "")  # not a word of the libraries
+    assert capfd.readouterr() == (f"Reading the images in {tmp_path} ...\n", "")  # not a word of the libraries
 
 
 @pytest.mark.faults
@@ -540,5 +540,5 @@ def test_without_permission(tmp_path, what):
     (data / what).chmod(0)
     result = subprocess.run(words, capture_output=True, text=True)
     (data / what).chmod(0o700)
-    assert result.stdout.count("\n") == 1 and not result.stderr, result.stderr
+    assert result.stdout.count("\n") == 2 and not result.stderr, result.stderr
     assert ("skipped 1 files" if what.endswith("png") else "can't be read") in result.stdout, result.stdout
