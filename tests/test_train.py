@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import command, heed_ctrl_c, run, wait_for, write_data
+from conftest import SMALL_TRAIN, command, heed_ctrl_c, run, wait_for, write_data
 
 import train
 from expressions import EMOTIONS
@@ -53,7 +53,7 @@ def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
 def start(data_folder, model, *more):
     arguments = ("--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", 5, *more)
     return subprocess.Popen(
-        command("train.py", *arguments, "--precision", "float32"),
+        command(SMALL_TRAIN, *arguments, "--precision", "float32"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,6 +62,7 @@ def start(data_folder, model, *more):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
     model = tmp_path / "stopped.h5"
     process = start(data_folder, model)
@@ -95,6 +96,7 @@ def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 def test_other_classes_make_a_model_with_those_labels(tmp_path):
     data = write_data(tmp_path / "data", {"train": 6, "validation": 2}, labels=("awake", "asleep"))
     arguments = ["--data", str(data), "--model", str(tmp_path / "sleep.h5"), "--epochs", "1", "--batch-size", "4"]

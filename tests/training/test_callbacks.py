@@ -34,6 +34,7 @@ def test_the_best_model_is_replaced_by_a_better_one_alone(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_folder, monkeypatch, capsys):
     model = tmp_path / "model.h5"
     model.write_text("the model of before")
@@ -50,9 +51,8 @@ def test_a_loss_that_is_no_number_leaves_the_model_of_before(tmp_path, data_fold
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(
-    trained_compact, data_folder, tmp_path, monkeypatch
-):
+@pytest.mark.usefixtures("small_network")
+def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained, data_folder, tmp_path, monkeypatch):
     """The mean of those that the epochs end with, and neither the last of them nor those that it began with."""
     seen = []
     remember = train.StochasticWeightAveraging.on_test_begin
@@ -65,10 +65,10 @@ def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(
     # later epochs are better, so that the last mean is the model
     save = lambda self, epoch, logs=None: self.model.save(self.path)  # noqa: E731
     monkeypatch.setattr(train.AtomicModelCheckpoint, "on_epoch_end", save)
-    arguments = ["--start", str(trained_compact), "--data", str(data_folder), "--batch-size", "16", "--epochs", "3"]
+    arguments = ["--start", str(trained), "--data", str(data_folder), "--batch-size", "16", "--epochs", "3"]
     assert train.main([*arguments, "--model", str(tmp_path / "on.h5")]) == 0
     on = read_weights(tmp_path / "on.h5")[0]
-    begun = read_weights(trained_compact)[0]
+    begun = read_weights(trained)[0]
     assert len(seen) == 3
     for index, name in ((0, "the first kernel"), (-2, "the last kernel")):
         mean = np.mean([weights[index] for weights in seen], axis=0)
@@ -131,9 +131,9 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained_compact):
-    start = functools.partial(begin, small=False, **ONE_THREAD)
-    arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained_compact, epochs=4)
+def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained):
+    start = functools.partial(begin, **ONE_THREAD)
+    arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained, epochs=20)
     whole = start(*arguments)
     assert whole.wait() == 0, whole.communicate()[0]
     arguments[3] = tmp_path / "killed.h5"

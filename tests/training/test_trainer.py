@@ -6,6 +6,7 @@ import signal
 from argparse import Namespace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import WITHOUT_PRIVILEGES, wait_for, write_data
@@ -55,6 +56,7 @@ def test_the_learning_rate_climbs_and_falls_and_keeps_what_is_taken_off_it():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsys):
     data = train.dataset.load(data_folder)
     targets = train.trainer.images_and_targets(data, "validation", [trained, trained])[1]
@@ -153,12 +155,13 @@ def test_a_model_that_is_not_the_network_it_says_it_is(monkeypatch, damage):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_any_model_of_train_py(trained_compact, data_folder, tmp_path, capsys):
+@pytest.mark.usefixtures("small_network")
+def test_a_run_goes_on_from_any_model_of_train_py(trained, data_folder, tmp_path, capsys):
     data, model = (
         write_data(tmp_path / "data", {"train": 4, "validation": 2}, labels=("awake", "happy")),
         tmp_path / "a.h5",
     )
-    arguments = ["--start", str(trained_compact), "--data", str(data), "--model", str(model), "--epochs", "1"]
+    arguments = ["--start", str(trained), "--data", str(data), "--model", str(model), "--epochs", "1"]
     assert train.main(arguments) == 0
     words = "small.h5, with new outputs for awake, without its outputs for angry, disgust, fear, neutral, sad, surprise"
     assert f"started from {words}" in capsys.readouterr().out and read_metadata(model)["start"] == words
@@ -166,12 +169,12 @@ def test_a_run_goes_on_from_any_model_of_train_py(trained_compact, data_folder, 
     assert Classifier.load(model).labels == ("awake", "happy")
     arguments = ["--data", str(data_folder), "--model", str(tmp_path / "new.h5"), "--start", str(tmp_path / "other.h5")]
     for network, sentence in (("large", "is not the large network"), (["compact"], "takes a model of train.py")):
-        shutil.copy(trained_compact, tmp_path / "other.h5")
-        write_metadata(tmp_path / "other.h5", read_metadata(trained_compact) | {"network": network})
+        shutil.copy(trained, tmp_path / "other.h5")
+        write_metadata(tmp_path / "other.h5", read_metadata(trained) | {"network": network})
         assert train.main(arguments) == 2
         assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        train.main(["--start", str(trained_compact), "--network", "classic"])
+        train.main(["--start", str(trained), "--network", "classic"])
 
 
 @pytest.mark.faults
@@ -190,9 +193,11 @@ def test_a_run_that_is_asked_to_end_leaves_a_model_and_can_be_resumed(tmp_path, 
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("small_disk", [4, 15, 22, 25], indirect=True)
-def test_a_full_disk_leaves_the_model_of_before(small_disk, data_folder, trained_compact):
+def test_a_full_disk_leaves_the_model_of_before(small_disk, data_folder, trained):
     model = small_disk / "model.h5"
-    shutil.copy(trained_compact, model)
+    shutil.copy(trained, model)
+    with h5py.File(model, "a") as file:
+        file["filler"] = np.zeros(2_340_000, np.uint8)  # as large as a model of the compact network
     before = model.read_bytes()
     process = begin(*words(data_folder, model, epochs=1), small=False)
     printed = process.communicate()[0]
@@ -241,6 +246,7 @@ def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
 
 @pytest.mark.faults
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 def test_two_runs_of_one_model(tmp_path, data_folder, capsys):
     arguments = words(data_folder, tmp_path / "model.h5", epochs=2000)
     process = begin(*arguments)
@@ -264,6 +270,7 @@ def test_names_with_points_are_names_of_their_own(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 def test_a_batch_larger_than_the_data_is_all_of_them(tmp_path, data_folder):
     model = tmp_path / "model.h5"
     assert train.main(["--data", str(data_folder), "--model", str(model), "--epochs", "1", "--batch-size", "5000"]) == 0
