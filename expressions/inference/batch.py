@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from expressions import UserError
+from expressions import ROOT, UserError
 from expressions.cli import escape_unprintable
 from expressions.files import lock_file
 from expressions.inference import jobs, workers
 from expressions.inference.detector import DETECTORS
 from expressions.inference.names import expand_sources, is_list, output_path, read_source_list
-from expressions.inference.recognizer import MODEL, ROOT, ExpressionRecognizer
+from expressions.inference.recognizer import MODEL, ExpressionRecognizer
 from expressions.inference.tables import append, import_pyarrow, path_cell
 
 MAX_LISTED = 20  # failed files that are named at the end
