@@ -52,8 +52,12 @@ def annotate(options: Namespace) -> list[str]:
     with pool as pool, Index(folder, settings.config_hash) as index:
         with tqdm(unit=" files", total=total, bar_format=BAR) as bar:
             batch = Coordinator(options.source, settings, index, bar)
-            for job, outcome in workers.run_tasks(pool, jobs.run_job, batch.plan(names()), batch.priority_jobs):
-                batch.settle(job, outcome)
+            try:
+                for job, outcome in workers.run_tasks(pool, jobs.run_job, batch.plan(names()), batch.priority_jobs):
+                    batch.settle(job, outcome)
+            except KeyboardInterrupt:
+                tqdm.write("\nStopped. Run the command again to continue from here.")
+                raise
         shutil.rmtree(folder / jobs.UNFINISHED, ignore_errors=True)
     return batch.report()
 
