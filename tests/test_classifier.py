@@ -312,9 +312,8 @@ def test_the_shipped_network_is_that_of_the_shipped_model(compiled, cache, tmp_p
     shipped = Classifier.load(shutil.copy(MODEL, tmp_path))
     assert compiled == [] and not cache.exists()
     with h5py.File(MODEL) as file:
-        assert (
-            shipped.metadata == json.loads(file.attrs["facts"]) and list(shipped.labels) == shipped.metadata["labels"]
-        )
+        metadata = json.loads(file.attrs["facts"])
+    assert shipped.metadata == metadata and list(shipped.labels) == metadata["labels"]
 
 
 @pytest.mark.slow

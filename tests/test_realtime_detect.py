@@ -183,9 +183,10 @@ def test_what_needs_more_than_the_webcam_does_says_so(webcam_only, video, sound)
 def test_an_installed_package_has_all_that_it_needs(tmp_path):
     """As `pip install .` lays it out, by the table in pyproject.toml."""
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    for name, place in {name: name for name in wheel["only-include"]}.items() | wheel["force-include"].items():
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / "site" / place)
+    for name, place in ({name: name for name in wheel["only-include"]} | wheel["force-include"]).items():
+        target = tmp_path / "site" / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
     code = "import sys, realtime_detect; sys.exit(realtime_detect.main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, "--source", ROOT / "docs" / "portraits.jpg", "--csv", "a.csv"]
     environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
