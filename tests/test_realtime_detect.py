@@ -163,6 +163,11 @@ def webcam_only(tmp_path):
     return run
 
 
+def test_what_may_take_long_is_announced(detect, tmp_path, video):
+    assert detect("--source", 96, "--save", tmp_path / "a.avi")[1] == "Opening camera 96 ...\n"
+    assert f"Drawing {tmp_path / 'a.png'} ...\n" in detect("--source", video, "--summary", tmp_path / "a.png")[1]
+
+
 @pytest.mark.parametrize("many", slow_but([False, True], False))
 def test_the_shipped_model_needs_no_tensorflow(webcam_only, tmp_path, many):
     options = ["--workers", 2, "--csv", "results"] if many else ["--csv", "a.csv", "--save", "a.jpg", "--no-window"]

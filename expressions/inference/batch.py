@@ -48,6 +48,8 @@ def annotate(options: Namespace) -> list[str]:
     # a faulty model or detector is reported here, and the network is compiled once for all workers
     ExpressionRecognizer(options.model, options.detector)
     settings = _make_settings(options)
+    if not options.workers:
+        print("Connecting to Ray ...", flush=True)
     pool = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, ROOT)
     with pool as pool, Index(folder, settings.config_hash) as index:
         with tqdm(unit=" files", total=total, bar_format=BAR) as bar:

@@ -76,6 +76,7 @@ class Outputs:
                 if text := self.summary.describe():
                     print(text)
                 if self.options.summary:
+                    print(f"Drawing {escape_unprintable(self.options.summary)} ...", flush=True)
                     self.summary.draw(self.options.summary, overlay.palette(labels))
 
     @contextmanager
