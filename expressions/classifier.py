@@ -90,7 +90,7 @@ class Classifier:
         scaling: str | None = None,
         threads: int | None = None,
     ) -> "Classifier":
-        """Load a model file. The first time this takes seconds: another process validates and compiles it.
+        """Load a model file. Another process validates and compiles it the first time, unless it is the shipped one.
 
         `labels` and `scaling` replace the file's own; the file of another program has none. The network uses as many
         `threads` as given, by default as many as pay.
