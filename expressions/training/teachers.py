@@ -96,6 +96,7 @@ def _read(path, images, labels):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole file of soft labels"
         raise UserError(f"--teacher {path}: {reason}; train.py --soft-labels makes such files") from None
     _check_labels(path, known, labels)
+    print(f"{path}: looking up its soft labels ...", flush=True)
     row_of = {digest: row for row, digest in enumerate(found.tolist())}
     rows = np.array([row_of.get(digest, -1) for digest in original_digests(images).tolist()])
     return np.where(rows[:, None] >= 0, probabilities[rows], np.nan)

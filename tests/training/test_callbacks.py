@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import WITHOUT_PRIVILEGES, wait_for, write_data
-from runs import begin, refused, run, words
+from runs import begin, refused, run_without_privileges, words
 
 import train
 from expressions.model_file import read_metadata, read_weights
@@ -25,11 +25,12 @@ def test_the_best_model_is_replaced_by_a_better_one_alone(tmp_path):
     network = train.keras.Sequential([train.keras.Input((1,)), train.keras.layers.Dense(1)])
     checkpoint.set_model(network)
     saved = []
-    for epoch, (loss, accuracy) in enumerate([(1.0, 0.5), (1.0, 0.4), (float("nan"), 0.9), (1.0, 0.6)]):
+    epochs = [(0.5, 2), (0.4, 1), (0.9, float("nan")), (0.5, 2), (0.5, 1), (0.5, 1.5), (0.6, 3)]
+    for epoch, (accuracy, loss) in enumerate(epochs):
         network.set_weights([np.full((1, 1), epoch), np.zeros(1)])
-        checkpoint.on_epoch_end(epoch, {"loss": loss, "val_accuracy": accuracy})
+        checkpoint.on_epoch_end(epoch, {"loss": loss, "val_accuracy": accuracy, "val_loss": loss})
         saved.append(train.keras.models.load_model(checkpoint.path, compile=False).get_weights()[0].item())
-    assert saved == [0, 0, 0, 3] and list(folder.iterdir()) == [checkpoint.path]
+    assert saved == [0, 0, 0, 0, 4, 4, 6] and list(folder.iterdir()) == [checkpoint.path]
 
 
 @pytest.mark.slow
@@ -109,7 +110,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
                 time.sleep(0.005)
             time.sleep(moments.uniform(0, 0.3))
         else:
-            time.sleep(moments.uniform(0, 4))
+            time.sleep(moments.uniform(0, 2))
         assert process.poll() is None, process.communicate()[0]
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -131,7 +132,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained_compact):
-    start = functools.partial(begin, script="train.py", **ONE_THREAD)
+    start = functools.partial(begin, small=False, **ONE_THREAD)
     arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained_compact, epochs=4)
     whole = start(*arguments)
     assert whole.wait() == 0, whole.communicate()[0]
@@ -221,6 +222,6 @@ def test_a_damaged_state(stopped, tmp_path, capsys, damage):
 def test_a_state_that_can_t_be_read_is_not_called_damaged(stopped, tmp_path):
     shutil.copytree(stopped[0].with_suffix(""), tmp_path / "model")
     (tmp_path / "model" / "state.npz").chmod(0)
-    result = run(*words(stopped[1], tmp_path / "model.h5", "--resume", epochs=300), before=WITHOUT_PRIVILEGES)
+    result = run_without_privileges(*words(stopped[1], tmp_path / "model.h5", "--resume", epochs=300))
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode == 2 and "Permission denied" in last and "damaged" not in last, result.stdout
