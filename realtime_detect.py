@@ -44,11 +44,7 @@ def run(arguments: list[str] | None) -> int:
     if not options.many:
         with redirect_stdout(sys.stderr) if options.piped else nullcontext():  # messages, where rows are the output
             return detect(options)
-    try:
-        messages = batch.annotate(options)
-    except KeyboardInterrupt:
-        print("\nStopped. Run the command again to continue from here.")
-        raise
+    messages = batch.annotate(options)
     for message in messages:
         cli.print_error(PROGRAM, message)
     return 1 if messages else 0
@@ -95,37 +91,38 @@ def detect(options: argparse.Namespace) -> int:
         raise UserError("--size: goes with a camera; videos and images have their own")
     # outputs: checked before any work is done
     outputs = Outputs(options, names)
-    # model: the trained network (.h5), and the Haar cascade, or another detector, that finds the faces
-    recognizer = ExpressionRecognizer(model=options.model, detector=options.detector)
-    viewer = Viewer(recognizer, options.bars) if outputs.windowed else None
-    several, failures = outputs.folder is not None, 0
-    with outputs.open(recognizer.labels), viewer.window if viewer else nullcontext():
-        for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
-            try:
-                if not label_source(name, options, recognizer, outputs, viewer):
+    # the only source, such as a camera, is opened before a model is compiled for it
+    opened = Source(names[0], options.size) if outputs.folder is None else None
+    with opened or nullcontext():
+        # model: the trained network (.h5), and the Haar cascade, or another detector, that finds the faces
+        recognizer = ExpressionRecognizer(model=options.model, detector=options.detector)
+        viewer = Viewer(recognizer, options.bars) if outputs.windowed else None
+        several, failures = outputs.folder is not None, 0
+        with outputs.open(recognizer.labels), viewer.window if viewer else nullcontext():
+            for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
+                try:
+                    if not label_source(opened or Source(name, options.size), recognizer, outputs, viewer):
+                        break
+                except UserError as error:
+                    cli.print_error(PROGRAM, error)
+                    failures += 1
+                    if any(table.failed for table in outputs.tables):  # as would every other source
+                        break
+                except KeyboardInterrupt:  # between two sources
+                    if outputs.summary.source is None:
+                        raise
                     break
-            except UserError as error:
-                cli.print_error(PROGRAM, error)
-                failures += 1
-                if any(table.failed for table in outputs.tables):  # as would every other source
-                    break
-            except KeyboardInterrupt:  # between two sources
-                if outputs.summary.source is None:
-                    raise
-                break
-        if several and failures:
-            cli.print_error(PROGRAM, f"{options.source}: {failures} of {len(names)} sources could not be done")
+            if several and failures:
+                cli.print_error(PROGRAM, f"{options.source}: {failures} of {len(names)} sources could not be done")
     return 2 if failures else 0
 
 
-def label_source(
-    name: str, options: argparse.Namespace, recognizer: ExpressionRecognizer, outputs: Outputs, viewer: Viewer | None
-) -> bool:
+def label_source(source: Source, recognizer: ExpressionRecognizer, outputs: Outputs, viewer: Viewer | None) -> bool:
     """Label the faces of one source, frame by frame. Returns whether to go on with the next source."""
     # source: all frames of a file, or the newest one of a camera
-    with Source(name, options.size) as source, outputs.record(source) as recorder:
+    with source, outputs.record(source) as recorder:
         recognizer.reset(math.inf if source.live else SEGMENT_SECONDS)
-        annotator = overlay.Annotator(recognizer.labels, options.bars)
+        annotator = overlay.Annotator(recognizer.labels, outputs.options.bars)
         title, hidden = cli.escape_unprintable(source.name), None if source.frame_count else True
         try:
             for frame in tqdm(source, title, source.frame_count, leave=False, disable=hidden, unit=" frames"):

@@ -5,11 +5,16 @@ what it saw in training. This package must be imported before OpenCV and TensorF
 """
 
 import os
+from pathlib import Path
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 UNCERTAIN = "uncertain"  # shown instead of a label where none is likely enough
 IMAGE_SIZE = 48  # pixels, width and height
 RESCALE = 1 / 255  # the network's input is a pixel (0..255) times RESCALE
+
+_PACKAGE = Path(__file__).resolve().parent
+# the folder that has models/ and the Haar cascade: the project's; `pip install .` copies both into the package
+ROOT = _PACKAGE if (_PACKAGE / "models").is_dir() else _PACKAGE.parent
 
 MAX_IMAGE_PIXELS = 2**27  # a small file may unpack to an image that no memory holds
 MAX_IMAGE_BYTES = 2**27  # of an image file: 45 megapixels of 16 bits aren't half of it

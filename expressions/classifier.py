@@ -1,8 +1,9 @@
 """The classifier: faces -> probabilities of expressions, by a network that was compiled from a model file.
 
-Compiled networks are kept in a folder of the user's own; what lies beside a stranger's .h5 is as strange as the file. A
-name there is a digest of the .h5 and of the code that checks it. Such a file holds the SHA-256 of the rest, the
-metadata as a line of JSON, and a LiteRT file.
+The compiled network of the program's own model is shipped beside it. Others are kept in a folder of the user's own;
+what lies beside a stranger's .h5 is as strange as the file. A name there is a digest of the .h5 and of the code that
+checks it. A file with a compiled network holds the SHA-256 of the rest, the metadata as a line of JSON, and a LiteRT
+file.
 """
 
 import contextlib
@@ -16,11 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from expressions import UserError
+from expressions import ROOT, UserError
 from expressions.files import atomic_write, suppress_output
 from expressions.images import preprocess_face
 from expressions.model_file import SCALINGS, check_path, run_sandboxed
 
+MODEL = ROOT / "models" / "emotion_model.h5"
+COMPILED = MODEL.with_suffix(".compiled")  # its weights are float16, to be half as large
+# SHA-256 of MODEL, and the one that COMPILED begins with; `python -m expressions.model_compiler` prints both
+MODEL_DIGEST = "999b5fa3b2248f2286800d5df5656cd1db3e7845fd3a274d38481a14f29f15ac"
+COMPILED_DIGEST = "cb92dedafc01e49a1f17cc9d1058056d1ec0cd4e2dc1b27597566395bf06a339"
 CHECKS = [Path(__file__).with_name(name) for name in ("model_validation.py", "model_compiler.py")]
 MAX_CACHED = 10  # compiled networks, the most recently used
 DIGEST_BYTES = 32  # of a SHA-256
@@ -84,7 +90,7 @@ class Classifier:
         scaling: str | None = None,
         threads: int | None = None,
     ) -> "Classifier":
-        """Load a model file. The first time this takes seconds: another process validates and compiles it.
+        """Load a model file. Another process validates and compiles it the first time, unless it is the shipped one.
 
         `labels` and `scaling` replace the file's own; the file of another program has none. The network uses as many
         `threads` as given, by default as many as pay.
@@ -94,7 +100,12 @@ class Classifier:
         """
         check_path(path)
         given = ({"labels": list(labels)} if labels else {}) | ({"scaling": scaling} if scaling else {})
-        name = cache_name(path, given)
+        model = file_digest(path)
+        if model == MODEL_DIGEST and not given:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, or damaged
+                metadata, _, content = _read_sealed(COMPILED, COMPILED_DIGEST).partition(b"\n")
+                return cls(CompiledNetwork(content, threads), json.loads(metadata))
+        name = cache_name(model, given)
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, damaged, or of another LiteRT
             cached = _cache_folder() / name
             metadata, _, content = _read_sealed(cached).partition(b"\n")
@@ -168,15 +179,19 @@ def _softmax(logits, temperature):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def cache_name(model: str | os.PathLike, given: dict) -> str:
-    """The name of the cached network of a model file of which the `given` metadata is replaced.
+def file_digest(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_name(model: str, given: dict) -> str:
+    """The name of the cached network of a model file of this digest, of which the `given` metadata is replaced.
 
     It changes with the checks, so that a network that passed others is checked and compiled anew.
     """
-    with open(model, "rb") as file:
-        name = hashlib.file_digest(file, "sha256").hexdigest()
     checks = b"".join(path.read_bytes() for path in CHECKS)
-    return f"{hashlib.sha256(f'{name} {json.dumps(given)}'.encode() + checks).hexdigest()}.tflite"
+    return f"{hashlib.sha256(f'{model} {json.dumps(given)}'.encode() + checks).hexdigest()}.tflite"
 
 
 def _cache_folder():
@@ -193,18 +208,26 @@ def _cache_folder():
     return folder
 
 
-def _read_sealed(path):
+def seal(metadata: dict, content: bytes) -> bytes:
+    """The content of a file with a compiled network, from the metadata and the content of a LiteRT file."""
+    content = json.dumps(metadata).encode() + b"\n" + content
+    return hashlib.sha256(content).digest() + content
+
+
+def _read_sealed(path, expected=None):
     content = path.read_bytes()
-    if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:  # LiteRT may crash on a damaged one
+    digest = hashlib.sha256(content[DIGEST_BYTES:])
+    # LiteRT may crash on a damaged one
+    if digest.digest() != content[:DIGEST_BYTES] or expected not in (None, digest.hexdigest()):
         raise ValueError(path)
     return content[DIGEST_BYTES:]
 
 
 def write_cached(name: str, metadata: dict, content: bytes) -> None:
     """Store the metadata and the content of a LiteRT file, and remove old ones; OSError or RuntimeError if it can't."""
-    path, content = _cache_folder() / name, json.dumps(metadata).encode() + b"\n" + content
+    path = _cache_folder() / name
     with atomic_write(path, path.with_suffix(f".{os.getpid()}")) as partial:
-        partial.write_bytes(hashlib.sha256(content).digest() + content)
+        partial.write_bytes(seal(metadata, content))
     # the folder may be a link to one of the user's, with other files
     cached = [file for file in path.parent.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.tflite", file.name)]
     for old in sorted(cached, key=os.path.getmtime, reverse=True)[MAX_CACHED:]:

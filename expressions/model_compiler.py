@@ -1,6 +1,7 @@
 """What runs in the limited process: validate a model file, read its weights, or compile its network.
 
 A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.run_sandboxed` starts the process.
+`python -m expressions.model_compiler` compiles the shipped model, after it has changed.
 """
 
 import contextlib
@@ -17,14 +18,24 @@ from typing import Any
 import numpy as np
 
 from expressions import UserError
-from expressions.classifier import MAX_BATCH_PIXELS, Classifier, CompiledNetwork
+from expressions.classifier import (
+    COMPILED,
+    DIGEST_BYTES,
+    MAX_BATCH_PIXELS,
+    MODEL,
+    Classifier,
+    CompiledNetwork,
+    file_digest,
+    seal,
+)
 from expressions.files import suppress_output
-from expressions.model_file import MAX_FILE_BYTES
+from expressions.model_file import MAX_FILE_BYTES, run_sandboxed
 from expressions.model_validation import check_finite, dump_weights, read_votes_layer, unpack, validate_model_file
 
 # of this process; DenseNet201 (709 layers, images of 224 pixels) takes 86 s and 2.6 GB
 CHECK_SECONDS, COMPILE_SECONDS, MAX_MEMORY_BYTES = 30, 180, 2**32
 SAMPLES, TOLERANCE = 64, 1e-4  # faces on which Keras and the compiled network agree, but for that in probability
+FLOAT16_TOLERANCE = 1e-3  # the same of one with weights in float16; measured: 4e-4
 MAX_OPERATIONS = 2**40  # of floating-point numbers, for that many faces; DenseNet201 takes half of them
 
 
@@ -67,11 +78,19 @@ def _limit_resources(seconds):
             resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _to_litert(network):
+def _to_litert(network, float16=False):
     import tensorflow  # its converter has no other home
 
-    content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
+    converter = tensorflow.lite.TFLiteConverter.from_keras_model(network)
+    if float16:  # of the weights; it still computes in float32
+        converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tensorflow.float16]
+    content = converter.convert()
     return content, CompiledNetwork(content)
+
+
+def _to_float16_litert(network):
+    return _to_litert(network, float16=True)
 
 
 def _to_onnx(network):
@@ -86,7 +105,7 @@ def _to_onnx(network):
     return content, SimpleNamespace(**shapes, predict_on_batch=lambda faces: evaluator.run(None, {name: faces})[0])
 
 
-CONVERTERS = {"compile": _to_litert, "onnx": _to_onnx}
+CONVERTERS = {"compile": _to_litert, "compile in float16": _to_float16_litert, "onnx": _to_onnx}
 
 
 def compile_network(path: str | Path, metadata: dict, config: dict, convert: Callable = _to_litert) -> bytes:
@@ -105,14 +124,15 @@ def compile_network(path: str | Path, metadata: dict, config: dict, convert: Cal
     except UserError:
         raise
     except ImportError:
-        raise UserError("TensorFlow, which compiles models, is missing: pip install tensorflow") from None
+        raise UserError("TensorFlow, which compiles models, is missing: pip install -r requirements.txt") from None
     except Exception as error:  # whatever Keras and TensorFlow make of a damaged file
         text = str(error).strip() or type(error).__name__
         # TensorFlow's texts begin with the way to an error
         line = (re.search(r"\w+Error: +(\S.*)", text) or re.search("(.*)", text))[1]
         raise UserError(f"Keras can't load this model ({line[:200]}); train it again") from None
     expected, actual = (np.concatenate(each, axis=1) for each in ((expected, expected[:, :1], expected), actual))
-    if (actual.argmax(axis=2) != expected.argmax(axis=2)).any() or np.abs(actual - expected).max() > TOLERANCE:
+    tolerance = FLOAT16_TOLERANCE if convert is _to_float16_litert else TOLERANCE
+    if (actual.argmax(axis=2) != expected.argmax(axis=2)).any() or np.abs(actual - expected).max() > tolerance:
         raise UserError("its compiled network differs from Keras's; train it again")
     return content
 
@@ -183,3 +203,14 @@ def complete_network(network: Any, votes: Sequence[np.ndarray] | None = None) ->
         outputs = keras.ops.concatenate([outputs, layer(features[0])], axis=1)
         layer.set_weights(votes)
     return keras.Model(inputs, outputs)
+
+
+def compile_shipped_model() -> None:
+    """Write the compiled network of the program's own model, and print what `classifier` must say of both files."""
+    sealed = seal(*run_sandboxed("compile in float16", MODEL))
+    COMPILED.write_bytes(sealed)
+    print(f'MODEL_DIGEST = "{file_digest(MODEL)}"\nCOMPILED_DIGEST = "{sealed[:DIGEST_BYTES].hex()}"')
+
+
+if __name__ == "__main__":
+    compile_shipped_model()

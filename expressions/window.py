@@ -18,6 +18,10 @@ from expressions.images import read_image
 ANSWER_TIMEOUT = 2  # seconds for an X server to answer; one on a network may never do
 TYPICAL_SCREEN = (1366, 768)  # pixels, where the system isn't asked
 MAX_WINDOW, SCREEN_SHARE = (1280, 800), 0.85  # pixels, and share of the screen, whose panels and title bars take room
+NO_SCREEN = (
+    "no screen to open a window on (at DISPLAY there is none, or none that lets this user in); "
+    "write a file with --save FILE"
+)
 # keys without a character, as GTK and Qt, Cocoa and Windows number them
 ARROWS = {0xFF51: "left", 0xF702: "left", 0x250000: "left", 0xFF53: "right", 0xF703: "right", 0x270000: "right"}
 
@@ -70,8 +74,7 @@ class Window:
     def __enter__(self) -> "Window":
         self.screen = screen_size()
         if not self.screen:
-            reason = "at DISPLAY there is none, or none that lets this user in"
-            raise UserError(f"no screen to open a window on ({reason}); write a file with --save FILE")
+            raise UserError(NO_SCREEN)
         os.environ["QT_QPA_PLATFORM"] = "xcb"  # the only one that OpenCV's wheels bring, whatever desktops set
         try:
             cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)

@@ -1,6 +1,7 @@
 """The classifier: what it says of faces, and the compiled network that it keeps for the next start."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ import pytest
 from conftest import ROOT, slow_but
 from model_files import METADATA, load, run_limited, save_model, write_metadata, write_votes_layer
 
-from expressions import EMOTIONS, UserError, classifier
-from expressions.classifier import Classifier
+from expressions import EMOTIONS, UserError, classifier, model_compiler
+from expressions.classifier import COMPILED, MODEL, Classifier
 from expressions.model_compiler import complete_network
 from expressions.model_file import read_metadata
 from expressions.training import synthetic
@@ -303,6 +304,50 @@ def test_a_network_that_lies_beside_the_model_is_not_used(model, cache, compiled
         shutil.copy(file, model.with_name(name))
     file.unlink()
     assert Classifier.load(model) and len(compiled) == 2 and len(list(model.parent.glob("*.tflite"))) == 3
+
+
+def test_the_shipped_network_is_that_of_the_shipped_model(compiled, cache, tmp_path):
+    """After a change of either: `python -m expressions.model_compiler`. A copy of the model has the same network."""
+    assert classifier.file_digest(MODEL) == classifier.MODEL_DIGEST
+    shipped = Classifier.load(shutil.copy(MODEL, tmp_path))
+    assert compiled == [] and not cache.exists()
+    with h5py.File(MODEL) as file:
+        metadata = json.loads(file.attrs["facts"])
+    assert shipped.metadata == metadata and list(shipped.labels) == metadata["labels"]
+
+
+@pytest.mark.slow
+def test_the_shipped_network_says_what_its_model_says(monkeypatch, capsys, tmp_path):
+    faces, _ = synthetic.draw_faces(40, seed=9)
+    expected, shipped = load(MODEL), Classifier.load(MODEL)
+    monkeypatch.setattr(model_compiler, "COMPILED", tmp_path / "new.compiled")
+    model_compiler.compile_shipped_model()
+    said = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+    assert said["MODEL_DIGEST"] == f'"{classifier.MODEL_DIGEST}"'
+    monkeypatch.setattr(classifier, "COMPILED", tmp_path / "new.compiled")
+    monkeypatch.setattr(classifier, "COMPILED_DIGEST", said["COMPILED_DIGEST"].strip('"'))
+    for float16 in (shipped, Classifier.load(MODEL)):
+        for votes in (0, 0.5, 1):
+            actual, right = (each.predict_proba(faces, votes=votes) for each in (float16, expected))
+            np.testing.assert_allclose(actual, right, atol=5e-3)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("case", ["network", "model", "labels"])
+def test_the_shipped_network_is_used_for_no_other_model(monkeypatch, tmp_path, case):
+    """Nor is another one for the shipped model, though it bears its own SHA-256."""
+    monkeypatch.setattr(classifier, "run_sandboxed", lambda *_, **__: ({"labels": []}, b""))
+    path, given = shutil.copy(MODEL, tmp_path), {"labels": tuple("abcdefg")} if case == "labels" else {}
+    if case == "network":
+        monkeypatch.setattr(classifier, "COMPILED", tmp_path / "other.compiled")
+        metadata, _, content = COMPILED.read_bytes()[classifier.DIGEST_BYTES :].partition(b"\n")
+        changed = json.loads(metadata) | {"labels": list(reversed(EMOTIONS))}
+        (tmp_path / "other.compiled").write_bytes(classifier.seal(changed, content))
+    elif case == "model":
+        write_metadata(path, METADATA)
+        shutil.copy(COMPILED, tmp_path)
+    with pytest.raises(ValueError):  # what the stand-in for the compiler gives is no network
+        Classifier.load(path, **given)
 
 
 def test_another_process_compiles_once_and_says_so(model, cache, monkeypatch):

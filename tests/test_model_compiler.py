@@ -110,7 +110,7 @@ def test_a_network_that_says_something_else_is_not_used(model, monkeypatch, what
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tensorflow", "pip install tensorflow"),
+        ("tensorflow", "pip install -r requirements.txt"),
         pytest.param("ai_edge_litert.interpreter", "pip install ai-edge-litert", marks=pytest.mark.slow),
     ],
 )

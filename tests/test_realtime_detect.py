@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from conftest import (
     command,
     heed_ctrl_c,
     needs_xvfb,
+    one_line,
     read_rows,
     run,
     slow_but,
@@ -144,6 +146,60 @@ def test_starts_without_tensorflow_once_the_model_is_compiled(tmp_path, trained,
     np.testing.assert_array_equal(*(cv2.imread(str(tmp_path / f"{name}.png")) for name in ("first", "second")))
 
 
+@pytest.fixture
+def webcam_only(tmp_path):
+    """Run realtime_detect.py without what only requirements.txt has, in this process and its children."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    names = [re.match("[a-z]+", line.removeprefix("pytest-"))[0] for line in lines if line[0].isalpha()]
+    assert {"tensorflow", "keras", "pandas", "matplotlib", "seaborn", "pytest", "xdist"} <= set(names)
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({names})")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def run(*arguments):
+        words = command("realtime_detect.py", *arguments)
+        result = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+        return result.returncode, result.stdout, result.stderr
+
+    return run
+
+
+def test_what_may_take_long_is_announced(detect, tmp_path, video):
+    assert detect("--source", 96, "--save", tmp_path / "a.avi")[1] == "Opening camera 96 ...\n"
+    assert f"Drawing {tmp_path / 'a.png'} ...\n" in detect("--source", video, "--summary", tmp_path / "a.png")[1]
+
+
+@pytest.mark.parametrize("many", slow_but([False, True], False))
+def test_the_shipped_model_needs_no_tensorflow(webcam_only, tmp_path, many):
+    options = ["--workers", 2, "--csv", "results"] if many else ["--csv", "a.csv", "--save", "a.jpg", "--no-window"]
+    status, said, error = webcam_only("--source", ROOT / "docs" / "portraits.jpg", *options)
+    assert status == 0 and "Compiling" not in said and "2 faces" in said and (many or not error), error
+    table = tmp_path / "results" / "portraits.jpg.csv" if many else tmp_path / "a.csv"
+    assert [row["label"] for row in read_rows(table)] == ["happy", "neutral"] and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.faults
+def test_what_needs_more_than_the_webcam_does_says_so(webcam_only, video, sound):
+    advice = "--summary: Matplotlib, which draws it, is not installed; run: pip install matplotlib"
+    assert one_line(webcam_only("--source", video, "--summary", "a.png"), advice)
+    missing = "TensorFlow, which compiles models, is missing: pip install -r requirements.txt"
+    assert one_line(webcam_only("--source", video, "--model", sound, "--csv", "a.csv"), str(sound), missing)
+
+
+def test_an_installed_package_has_all_that_it_needs(tmp_path):
+    """As `pip install .` lays it out, by the table in pyproject.toml."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for name, place in ({name: name for name in wheel["only-include"]} | wheel["force-include"]).items():
+        target = tmp_path / "site" / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
+    code = "import sys, realtime_detect; sys.exit(realtime_detect.main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "--source", ROOT / "docs" / "portraits.jpg", "--csv", "a.csv"]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert result.returncode == 0 and not result.stderr and len(read_rows(tmp_path / "a.csv")) == 2, result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
 def failing(case, tmp_path, trained, photo):
     """Arguments that can't work, and the words that say so."""
     broken = shutil.copy(trained, tmp_path / "broken.h5")
@@ -154,6 +210,9 @@ def failing(case, tmp_path, trained, photo):
     save = ["--save", str(tmp_path / "out.png")]
     return {
         "camera": (["--source", "96", "--save", str(tmp_path / "out.avi")], "camera 96"),
+        # what is missing is told before the model is loaded, which may take a while
+        "camera first": (["--source", "96", *save, "--model", str(tmp_path / "none.h5")], "camera 96"),
+        "screen first": (["--source", str(photo), "--model", str(tmp_path / "none.h5")], "no screen"),
         "source": (["--source", str(tmp_path / "none.mp4"), *save], "no such video"),
         "model": (["--source", str(photo), "--model", str(tmp_path / "none.h5"), *save], "no such model"),
         "unfit": (["--source", str(photo), "--model", str(broken), *save], "gives output of the shape"),
@@ -183,6 +242,8 @@ def failing(case, tmp_path, trained, photo):
     "case",
     [
         "camera",
+        "camera first",
+        "screen first",
         "source",
         "model",
         pytest.param("unfit", marks=pytest.mark.slow),

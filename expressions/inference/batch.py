@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from expressions import UserError
+from expressions import ROOT, UserError
 from expressions.cli import escape_unprintable
 from expressions.files import lock_file
 from expressions.inference import jobs, workers
 from expressions.inference.detector import DETECTORS
 from expressions.inference.names import expand_sources, is_list, output_path, read_source_list
-from expressions.inference.recognizer import MODEL, ROOT, ExpressionRecognizer
+from expressions.inference.recognizer import MODEL, ExpressionRecognizer
 from expressions.inference.tables import append, import_pyarrow, path_cell
 
 MAX_LISTED = 20  # failed files that are named at the end
@@ -48,12 +48,18 @@ def annotate(options: Namespace) -> list[str]:
     # a faulty model or detector is reported here, and the network is compiled once for all workers
     ExpressionRecognizer(options.model, options.detector)
     settings = _make_settings(options)
+    if not options.workers:
+        print("Connecting to Ray ...", flush=True)
     pool = workers.processes(options.workers) if options.workers else workers.cluster(options.ray, ROOT)
     with pool as pool, Index(folder, settings.config_hash) as index:
         with tqdm(unit=" files", total=total, bar_format=BAR) as bar:
             batch = Coordinator(options.source, settings, index, bar)
-            for job, outcome in workers.run_tasks(pool, jobs.run_job, batch.plan(names()), batch.priority_jobs):
-                batch.settle(job, outcome)
+            try:
+                for job, outcome in workers.run_tasks(pool, jobs.run_job, batch.plan(names()), batch.priority_jobs):
+                    batch.settle(job, outcome)
+            except KeyboardInterrupt:
+                tqdm.write("\nStopped. Run the command again to continue from here.")
+                raise
         shutil.rmtree(folder / jobs.UNFINISHED, ignore_errors=True)
     return batch.report()
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from expressions import UserError
+from expressions import ROOT, UserError
 from expressions.files import suppress_output
 from expressions.inference.types import Box, Detection
 
 DETECTORS = "haar", "yunet"
-CASCADE = Path(__file__).resolve().parents[2] / "haarcascade_frontalface_default.xml"
+CASCADE = ROOT / "haarcascade_frontalface_default.xml"
 MAX_FRAME_SIDE = 640  # pixels; a larger frame of a video is searched at this size, because time grows with the pixels
 MAX_OVERLAP = 0.5  # of a face with another one, as a share of the smaller; more is the same face, or a collar or an ear
 

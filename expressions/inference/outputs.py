@@ -1,5 +1,6 @@
 """What a run of realtime_detect.py writes: tables, annotated images and videos, a summary with its timeline."""
 
+import importlib.util
 import os
 import time
 from argparse import Namespace
@@ -16,7 +17,7 @@ from expressions.inference.sources import Source
 from expressions.inference.summary import Summary
 from expressions.inference.tables import STDOUT, Table
 from expressions.inference.types import Face, Frame
-from expressions.window import screen_size
+from expressions.window import NO_SCREEN, screen_size
 
 SUFFIXES = {"csv": [".csv"], "jsonl": [".jsonl"], "summary": [".png", ".pdf", ".svg"]}
 
@@ -45,6 +46,10 @@ class Outputs:
                 raise UserError(f"{options.source}: names files on several drives; make a list for each") from None
         paths = {name: path for name in ("save", *SUFFIXES) if (path := getattr(options, name))}
         self.windowed = not options.no_window and (not paths or screen_size() is not None)
+        if self.windowed and not screen_size():
+            raise UserError(NO_SCREEN)
+        if options.summary and not importlib.util.find_spec("matplotlib"):
+            raise UserError("--summary: Matplotlib, which draws it, is not installed; run: pip install matplotlib")
         if not self.windowed and not paths:
             raise UserError("--no-window: goes with --save, --csv, --jsonl or --summary, else there is nothing to see")
         if options.bars and not self.windowed and not options.save:
@@ -71,6 +76,7 @@ class Outputs:
                 if text := self.summary.describe():
                     print(text)
                 if self.options.summary:
+                    print(f"Drawing {escape_unprintable(self.options.summary)} ...", flush=True)
                     self.summary.draw(self.options.summary, overlay.palette(labels))
 
     @contextmanager

@@ -8,15 +8,13 @@ import cv2
 import numpy as np
 
 from expressions import UNCERTAIN, UserError
-from expressions.classifier import Classifier
+from expressions.classifier import MODEL, Classifier
 from expressions.images import to_gray
 from expressions.inference.detector import load_detector
 from expressions.inference.neutral import NeutralFace
 from expressions.inference.tracker import SEGMENT_OVERLAP, SEGMENT_SECONDS, Tracker, TrackStitcher
 from expressions.inference.types import Face
 
-ROOT = Path(__file__).resolve().parents[2]  # the folder of the two scripts
-MODEL = ROOT / "models" / "emotion_model.h5"
 NEUTRAL = "neutral"  # the label that a face at rest should have
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from expressions import MAX_IMAGE_BYTES, UserError
+from expressions.cli import escape_unprintable
 from expressions.image_formats import HEAD_BYTES, IMAGE_SUFFIXES, image_format
 from expressions.images import decode_image, read_image
 from expressions.inference import video
@@ -57,6 +59,8 @@ class Source:
         self.name = re.sub("(?s)(//)(?:.*@)?([^?#]*).*", r"\1\2", self.address, count=1) if self.url else self.address
         self.live, self.is_image = self.camera, False
         self.fps = self.frame_count = self.reader = None
+        if self.camera or self.url:  # which may take seconds
+            tqdm.write(f"Opening {'camera ' * self.camera}{escape_unprintable(self.name)} ...")
         if self.url and self.scheme not in ADDRESSES:
             self._fail(f"no such kind of address is known; known ones begin with {', '.join(ADDRESSES)}")
         if not (self.camera or self.url or os.path.isfile(self.address)):  # opening a pipe could block for ever
