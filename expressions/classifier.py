@@ -128,22 +128,33 @@ class Classifier:
         Raises:
             UserError: The network's outputs are not finite, or not a row for each face.
         """
-        classes = len(self.labels)
-        results = [np.empty((0, classes), np.float32)]
-        # votes for other answers, in the last column, are left out
-        parts = [(1 - votes, slice(classes), self.metadata.get("temperature", 1)), (votes, slice(classes, -1), 1)]
-        batch = max(1, MAX_BATCH_PIXELS // self.size**2 // (2 if flip_tta else 1))
+        views = [self.predict_logits(faces, mirrored) for mirrored in ([False, True] if flip_tta else [False])]
+        return self.probabilities(views, votes)
+
+    def predict_logits(self, faces: Sequence[np.ndarray], mirrored: bool = False) -> np.ndarray:
+        """The network's outputs, float32 (n, columns), for n images as `predict_proba` takes them."""
+        results = [np.empty((0, self.network.output_shape[1]), np.float32)]
+        batch = max(1, MAX_BATCH_PIXELS // self.size**2)
         for start in range(0, len(faces), batch):
             inputs = self.inputs(faces[start : start + batch])
-            views = np.concatenate([inputs, inputs[:, :, ::-1]]) if flip_tta else inputs
-            logits = np.asarray(self.network.predict_on_batch(views), np.float32)
-            probabilities = sum(
-                np.float32(weight) * _softmax(logits[:, columns], np.float32(temperature), (len(views), classes))
-                for weight, columns, temperature in parts
-                if weight
-            )
-            results.append(probabilities.reshape(-1, len(inputs), classes).mean(axis=0))
+            logits = np.asarray(self.network.predict_on_batch(inputs[:, :, :: 1 - 2 * mirrored]), np.float32)
+            if logits.shape != (len(inputs), results[0].shape[1]) or not np.isfinite(logits).all():
+                raise UserError("the model gives no numbers but NaN or infinity; train it again")
+            results.append(logits)
         return np.concatenate(results)
+
+    def probabilities(self, views: Sequence[np.ndarray], votes: float = 0.0) -> np.ndarray:
+        """What `predict_proba` returns, from the logits of some views of the same faces."""
+        classes = len(self.labels)
+        # votes for other answers, in the last column, are left out
+        parts = [(1 - votes, slice(classes), self.metadata.get("temperature", 1)), (votes, slice(classes, -1), 1)]
+        weighted = [
+            np.float32(weight) * _softmax(logits[:, columns], np.float32(temperature))
+            for logits in views
+            for weight, columns, temperature in parts
+            if weight
+        ]
+        return sum(weighted) / np.float32(len(views))
 
     def inputs(self, faces: Sequence[np.ndarray]) -> np.ndarray:
         """The network's input for n images of faces: float32 (n, size, size, channels)."""
@@ -151,12 +162,9 @@ class Classifier:
         return SCALINGS[self.metadata["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
 
 
-def _softmax(logits, temperature, shape):
+def _softmax(logits, temperature):
     with np.errstate(over="ignore"):
-        logits = logits / temperature
-    if logits.shape != shape or not np.isfinite(logits).all():
-        raise UserError("the model gives no numbers but NaN or infinity; train it again")
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
 

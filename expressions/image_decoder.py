@@ -84,7 +84,8 @@ def _decode_limited(info):
         timer = threading.Timer(MAX_WAIT_SECONDS, process.kill)
         timer.start()
         try:
-            process.stdin.write(json.dumps([info.format, len(info.data)]).encode() + b"\n" + info.data)
+            order = info.format, len(info.data), MAX_DECODE_SECONDS
+            process.stdin.write(json.dumps(order).encode() + b"\n" + info.data)
             process.stdin.flush()
             reply = json.loads(process.stdout.readline())
             if isinstance(reply, list):  # the image's shape
@@ -118,15 +119,15 @@ def _start():
 def serve() -> None:
     """Decode the images that come on stdin until it ends; run in a process of its own.
 
-    An image comes as a line of JSON, its format and its bytes' number, and its content; it is answered with a line of
-    JSON, the pixels' shape, and the pixels, or with an error message as a JSON text.
+    An image comes as a line of JSON (its format, how many bytes it has, seconds that it may take) and its content; it
+    is answered with a line of JSON, the pixels' shape, and the pixels, or with an error message as a JSON text.
     """
     cv2.setNumThreads(1)
     while line := sys.stdin.buffer.readline():
-        kind, size = json.loads(line)
+        kind, size, seconds = json.loads(line)
         pixels = b""
         try:
-            _limit_resources()
+            _limit_resources(seconds)
             pixels = _decode_here(ImageInfo(kind, sys.stdin.buffer.read(size), alpha=True))
             reply = pixels.shape
         except UserError as error:
@@ -136,12 +137,12 @@ def serve() -> None:
         sys.stdout.buffer.flush()
 
 
-def _limit_resources():
+def _limit_resources(seconds):
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(usage.ru_utime + usage.ru_stime) + MAX_DECODE_SECONDS
+        seconds += int(usage.ru_utime + usage.ru_stime)
         for limit, value in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MAX_DECODE_BYTES)):
             with contextlib.suppress(ValueError):  # the system allows less
                 resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))

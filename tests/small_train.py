@@ -1,5 +1,7 @@
 """train.py with a network that is soon compiled and trained, for tests of what happens to a run."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +17,23 @@ def small_network(outputs, activation):
     return train.keras.Sequential([train.keras.Input((48, 48, 1)), *convolutions, *pooled, last])
 
 
-train.NETWORKS["compact"] = small_network
+def use_small_network():
+    train.NETWORKS["compact"] = small_network
+
+
+def main_in_fork(arguments, environment, output, small):
+    """Run as a program of its own, in a process that was forked from one that has imported this module."""
+    with open(output, "ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.environ |= environment
+    if small:
+        use_small_network()
+    sys.exit(train.main([str(argument) for argument in arguments]))
+
 
 if __name__ == "__main__":
+    use_small_network()
     sys.exit(train.main())

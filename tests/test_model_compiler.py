@@ -114,7 +114,7 @@ def test_a_network_that_says_something_else_is_not_used(model, monkeypatch, what
         pytest.param("ai_edge_litert.interpreter", "pip install ai-edge-litert", marks=pytest.mark.slow),
     ],
 )
-def test_what_is_missing_is_named(model, cache, monkeypatch, name, words):
+def test_what_is_missing_is_named(model, monkeypatch, name, words):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(UserError, match=words):
         model_compiler.compile_network(model, *validate_model_file(model))

@@ -12,8 +12,8 @@ from expressions.training.corruptions import corrupt
 from expressions.training.readers import Split
 
 CALIBRATION_BINS = 15
-VIEWS = {"single view": {}, "with mirrored view": {"flip_tta": True}, "votes": {"votes": 1}}
-VIEWS["shown"] = {"votes": SHOWN_VOTES, "flip_tta": True}
+# how many views of a face, and the weight of the votes
+VIEWS = {"single view": (1, 0), "with mirrored view": (2, 0), "votes": (1, 1), "shown": (2, SHOWN_VOTES)}
 AGREEMENT = 0.6  # of the taggers: their majority label is then hardly a matter of chance
 
 
@@ -132,10 +132,12 @@ def evaluate(
         votes[:, columns] = split.votes[:, : len(labels)]
     known = {"votes": classifier.has_votes and votes is not None, "shown": classifier.has_votes}
     y_true = columns[split.labels]
+    views = {name: VIEWS[name] for name in views if known.get(name, True)}
+    count = max(count for count, _ in views.values())
+    logits = [classifier.predict_logits(split.images, mirrored) for mirrored in [False, True][:count]]
     return {
-        name: Evaluation(classifier.labels, y_true, classifier.predict_proba(split.images, **VIEWS[name]), votes)
-        for name in views
-        if known.get(name, True)
+        name: Evaluation(classifier.labels, y_true, classifier.probabilities(logits[:count], weight), votes)
+        for name, (count, weight) in views.items()
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import WITHOUT_PRIVILEGES, wait_for, write_data
-from runs import begin, refused, run, words
+from runs import begin, refused, run_without_privileges, words
 
 import train
 from expressions.model_file import read_metadata, read_weights
@@ -110,7 +110,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
                 time.sleep(0.005)
             time.sleep(moments.uniform(0, 0.3))
         else:
-            time.sleep(moments.uniform(0, 4))
+            time.sleep(moments.uniform(0, 2))
         assert process.poll() is None, process.communicate()[0]
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -132,7 +132,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained_compact):
-    start = functools.partial(begin, script="train.py", **ONE_THREAD)
+    start = functools.partial(begin, small=False, **ONE_THREAD)
     arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained_compact, epochs=4)
     whole = start(*arguments)
     assert whole.wait() == 0, whole.communicate()[0]
@@ -232,6 +232,6 @@ def test_a_state_sets_nothing_but_what_callbacks_remember(tmp_path):
 def test_a_state_that_can_t_be_read_is_not_called_damaged(stopped, tmp_path):
     shutil.copytree(stopped[0].with_suffix(""), tmp_path / "model")
     (tmp_path / "model" / "state.npz").chmod(0)
-    result = run(*words(stopped[1], tmp_path / "model.h5", "--resume", epochs=300), before=WITHOUT_PRIVILEGES)
+    result = run_without_privileges(*words(stopped[1], tmp_path / "model.h5", "--resume", epochs=300))
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode == 2 and "Permission denied" in last and "damaged" not in last, result.stdout

@@ -24,7 +24,8 @@ from expressions.training.augmentation import OpenCVImageDataGenerator
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from small_train import train
+from small_train import train, use_small_network
+use_small_network()
 train.distributed.JOIN_TIMEOUT, train.distributed.HEARTBEAT_TIMEOUT = 60, 10
 plain = train.OpenCVImageDataGenerator(rescale=train.RESCALE)
 train.OpenCVImageDataGenerator = lambda **options: plain

@@ -63,8 +63,11 @@ def test_a_classifier_that_knows_more_labels_in_another_order():
     class Known:
         labels, has_votes = ("contempt", "dog", "cat"), False
 
-        def predict_proba(self, images, flip_tta=False):
+        def predict_logits(self, images, mirrored):
             return np.array([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1]])
+
+        def probabilities(self, views, votes):
+            return views[0]
 
     split = dataset.Split(np.zeros((2, 48, 48), np.uint8), np.array([0, 1]), np.array([[1, 0, 0], [0.4, 0.6, 0]]))
     evaluation = metrics.evaluate(Known(), split, ("cat", "dog"))["single view"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import WITHOUT_PRIVILEGES, wait_for, write_data
 from model_files import write_metadata
-from runs import begin, refused, run, words
+from runs import begin, refused, run_without_privileges, words
 
 import train
 from expressions import UserError
@@ -128,10 +128,11 @@ def test_a_full_disk_leaves_the_model_of_before(small_disk, data_folder, trained
     model = small_disk / "model.h5"
     shutil.copy(trained_compact, model)
     before = model.read_bytes()
-    result = run(*words(data_folder, model, epochs=1))
-    last = result.stdout.strip().splitlines()[-1]
-    assert result.returncode == 2 and last.startswith("train.py: no space left on the disk"), result.stdout
-    assert "Traceback" not in result.stdout and model.read_bytes() == before
+    process = begin(*words(data_folder, model, epochs=1), small=False)
+    printed = process.communicate()[0]
+    last = printed.strip().splitlines()[-1]
+    assert process.returncode == 2 and last.startswith("train.py: no space left on the disk"), printed
+    assert "Traceback" not in printed and model.read_bytes() == before
 
 
 @pytest.mark.faults
@@ -143,7 +144,7 @@ def test_a_folder_that_can_t_be_written_to(tmp_path, data_folder, where):
     closed = model.parent if where == "the folder" else model.with_suffix("")
     closed.mkdir(parents=True)
     closed.chmod(0o500)
-    result = run(*words(data_folder, model), before=WITHOUT_PRIVILEGES)
+    result = run_without_privileges(*words(data_folder, model))
     closed.chmod(0o700)
     last = result.stdout.strip().splitlines()[-1]
     assert result.returncode == 2 and last.startswith("train.py: ") and "Permission denied" in last, result.stdout
