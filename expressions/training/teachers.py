@@ -86,9 +86,9 @@ def _read(path, images, labels):
         with np.load(path) as file:
             if sum(part.file_size for part in file.zip.infolist()) > MAX_BYTES:
                 raise ValueError(path)
-            found, probabilities = file["digests"], file["probabilities"].astype(np.float32)
+            found, probabilities = file["digests"], file["probabilities"].astype(np.float32, casting="same_kind")
             known = tuple(map(str, file["labels"][: len(labels) + 1])) if "labels" in file else labels
-        sound = found.size and found.shape == probabilities.shape[:1] and found.dtype == np.uint64
+        sound = found.dtype == np.uint64 and found.size and found.shape == probabilities.shape[:-1] == (found.size,)
         sound = sound and probabilities.shape[1] in (len(labels), 2 * len(labels) + 1)
         if not sound or not (np.isfinite(probabilities) & (probabilities >= 0)).all():
             raise ValueError(path)

@@ -139,8 +139,11 @@ NUMBER = np.uint64([1])
         {"digests": NUMBER, "probabilities": [[np.nan] * 7]},
         {"digests": NUMBER[:0], "probabilities": np.zeros((0, 7))},
         {"digests": NUMBER, "probabilities": np.array([[{}] * 7])},
+        {"digests": NUMBER, "probabilities": np.zeros((1, 7, 2))},
+        {"digests": np.zeros((1, 7), np.uint64), "probabilities": np.zeros((1, 7, 7))},
+        {"digests": NUMBER, "probabilities": np.zeros((1, 7), complex)},
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_a_file_that_holds_no_soft_labels(tmp_path, content):
     path = tmp_path / "soft.npz"
