@@ -3,8 +3,8 @@
     python train.py                           the data set in data/; without one, faces drawn by the program
     python train.py --data path/to/fer2013    a data set elsewhere: folder per class, or fer2013.csv
     python train.py --start A.h5 --model B.h5 fine-tune a trained model, averaging its weights over the epochs
-    python train.py --evaluate models/emotion_model.h5 --split validation        measure a trained model again
-    python train.py --evaluate other.h5 --labels angry,disgust,... --scaling unit    or one from another program
+    python train.py --evaluate models/emotion_model.h5    measure a trained model again
+    python train.py --export face.tflite --model A.h5     take a trained network elsewhere; or face.onnx
 
 A run writes models/NAME.h5 and, next to it, the folder models/NAME with curves, confusion matrix and model card.
 """
@@ -18,14 +18,17 @@ from expressions import IMAGE_SIZE, RESCALE, cli
 from expressions.files import suppress_output
 
 cli.begin(__name__)
+from expressions.training import command_line
+
+command_line.begin(__name__, __doc__)  # answers --help and mistakes at once, for Keras takes seconds to load
 with suppress_output():  # TensorFlow's greeting
     import keras
     from keras import callbacks, layers
 
-from expressions.training import command_line, dataset, distributed, teachers, trainer
+from expressions.training import dataset, distributed, exporter, teachers, trainer
 from expressions.training.augmentation import Batches, OpenCVImageDataGenerator
 from expressions.training.callbacks import AtomicModelCheckpoint, EpochTimer, StochasticWeightAveraging, TrainingState
-from expressions.training.evaluation import describe_data, evaluate, export
+from expressions.training.evaluation import describe_data, evaluate, write_model
 from expressions.training.networks import classic_network, conv_bn_relu, large_network
 from expressions.training.targets import loss_and_accuracy
 
@@ -84,9 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str] | None) -> None:
     """Do what the command line says."""
-    epochs = f"{FROM_SCRATCH.epochs}; {DRAWN_FACES_EPOCHS} on drawn faces; {FINE_TUNING.epochs} with --start"
-    options = command_line.parse(arguments, __doc__, list(NETWORKS), epochs)
+    options = command_line.parse(arguments, __doc__)
     try:
+        if options.export:
+            return exporter.export(options, MODELS / "emotion_model.h5")
         if options.evaluate:
             return evaluate(options, options.data or DATA)
         with distributed.process_group():
@@ -104,14 +108,12 @@ def load_data(options: argparse.Namespace) -> dataset.Dataset:
     """The data set that the options name, described on the screen; completes the options that depend on it."""
     if options.data or dataset.find_dataset(DATA):
         data, name, epochs = dataset.load(options.data or DATA), "emotion_model.h5", FROM_SCRATCH.epochs
-    else:
-        data = trainer.draw_data(DATA, options.seed)
-        name, epochs = "synthetic_model.h5", DRAWN_FACES_EPOCHS  # never over the model that was trained on real faces
+    else:  # never over the model that was trained on real faces
+        data, name, epochs = trainer.draw_data(DATA, options.seed), "synthetic_model.h5", DRAWN_FACES_EPOCHS
     options.model = options.model or MODELS / name
     options.epochs = options.epochs or (FINE_TUNING.epochs if options.start else epochs)
-    command_line.check(options, data.labels)
-    data = teachers.leave_out(data, options.fold)
-    describe_data(data)
+    trainer.check_options(options, data.labels)
+    describe_data(data := teachers.leave_out(data, options.fold))
     return data
 
 
@@ -146,10 +148,8 @@ def make_network(
 
 def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -> None:
     """Train on `data`; leave the model at options.model, and its report in `directory`."""
-    with suppress_output():  # where TensorFlow greets on JAX
-        keras.utils.set_random_seed(options.seed)
     recipe = FINE_TUNING if options.start else FROM_SCRATCH
-    options.network, weights = trainer.starting_point(options, data, NETWORKS)
+    options.network, weights, options.start_words = trainer.starting_point(options, data, NETWORKS)
     batches, validation = make_batches(data, recipe, options)
 
     # callbacks
@@ -190,7 +190,7 @@ def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -
     if stop.stopped and checkpoint.path.exists():
         print("\nStopped. The best epoch becomes the model; --resume continues after the last complete epoch.")
     if distributed.is_primary():
-        export(checkpoint.path, NETWORKS[options.network], data, options, recipe.logit_adjustment, state.started)
+        write_model(checkpoint.path, NETWORKS[options.network], data, options, recipe.logit_adjustment, state.started)
         if not stop.stopped:
             state.path.unlink(missing_ok=True)  # before the best epoch: without a state there is no run to resume
             checkpoint.path.unlink(missing_ok=True)

@@ -432,7 +432,7 @@ def run_training(options):
 def run_export(options):
     """Make a model file, with its report, of weights that `run_training` wrote."""
     with suppress_output():  # TensorFlow's greeting
-        from expressions.training.evaluation import export
+        from expressions.training.evaluation import write_model
         from expressions.training.networks import large_network
 
     data, directory = dataset.load(options.data), options.model.with_suffix("")
@@ -449,9 +449,9 @@ def run_export(options):
     pd.DataFrame(columns).to_csv(directory / "history.partial.csv", index=False)
     described = argparse.Namespace(
         model=options.model, network="large", seed=MATCHED["seed"], batch_size=BATCH_SIZE, precision="mixed_bfloat16",
-        start=None, fold=None, teacher=[Path(name) for name in STUDENTS],
+        start_words=None, fold=None, teacher=[Path(name) for name in STUDENTS],
     )  # fmt: skip
-    export(best, large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
+    write_model(best, large_network, data, described, LOGIT_ADJUSTMENT, time.strftime("%Y-%m-%d %H:%M:%S"))
     best.unlink()
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = history.set_index("epoch")[["single", "mirrored", "corrupted"]].plot(ax=figure.add_subplot(), marker="o")

@@ -1,4 +1,4 @@
-"""What runs in the limited process: validate a model file, read its weights, or compile its network to LiteRT.
+"""What runs in the limited process: validate a model file, read its weights, or compile its network.
 
 A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.run_sandboxed` starts the process.
 """
@@ -9,8 +9,9 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,9 @@ def run(action: str, path: str, **given: object) -> bytes:
             metadata, config = validate_model_file(hdf5, described, **given)
             if action == "weights":
                 content = dump_weights(hdf5)
-            if action == "compile":
+            if action in CONVERTERS:
                 _limit_resources(COMPILE_SECONDS)
-                content = compile_network(hdf5, metadata, config)
+                content = compile_network(hdf5, metadata, config, CONVERTERS[action])
     except (UserError, OSError) as error:  # a full disk
         metadata = str(error)[:1000]
     return json.dumps(metadata).encode() + b"\n" + content
@@ -66,17 +67,39 @@ def _limit_resources(seconds):
             resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def compile_network(path: str | Path, metadata: dict, config: dict) -> bytes:
-    """Compile the network of a validated model file to a LiteRT file; UserError where that goes wrong."""
+def _to_litert(network):
+    import tensorflow  # its converter has no other home
+
+    content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
+    return content, CompiledNetwork(content)
+
+
+def _to_onnx(network):
+    import onnx.reference  # it computes what the standard says
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        network.export(path, format="onnx", verbose=False)
+        content = path.read_bytes()
+    evaluator = onnx.reference.ReferenceEvaluator(onnx.load_from_string(content))
+    [name], shapes = evaluator.input_names, {"input_shape": network.input_shape, "output_shape": network.output_shape}
+    return content, SimpleNamespace(**shapes, predict_on_batch=lambda faces: evaluator.run(None, {name: faces})[0])
+
+
+CONVERTERS = {"compile": _to_litert, "onnx": _to_onnx}
+
+
+def compile_network(path: str | Path, metadata: dict, config: dict, convert: Callable = _to_litert) -> bytes:
+    """Compile the network of a validated model file by one of CONVERTERS; UserError where that goes wrong.
+
+    The result, a LiteRT or ONNX file, gives the probabilities that Keras gives.
+    """
     # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
     faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
     try:
-        import tensorflow  # its converter has no other home
-
         network = complete_network(_build_network(path, config, metadata["labels"]), read_votes_layer(path))
         expected = _predict_all(network, metadata, faces)  # may fail where the converter takes minutes to
-        content = tensorflow.lite.TFLiteConverter.from_keras_model(network).convert()
-        compiled = CompiledNetwork(content)
+        content, compiled = convert(network)
         # a face alone gets what it gets among others, and so does each of many after that
         actual = [_predict_all(compiled, metadata, faces[:count]) for count in (SAMPLES, 1, SAMPLES)]
     except UserError:

@@ -128,6 +128,7 @@ def show_image(path: Path) -> None:
     image = read_image(path)
     try:
         with Window(f"{path.stem}: any key goes on") as window:
+            print(f"{path}: press any key in its window to go on", flush=True)
             while window.show(image) == "":
                 time.sleep(0.02)
     except UserError:

@@ -59,6 +59,7 @@ LAYERS = {
     "compositions": [  # of the leaves of one wing
         "expressions.training.command_line",
         "expressions.training.evaluation",
+        "expressions.training.exporter",
         "expressions.training.trainer",
         "expressions.inference.batch",
         "expressions.inference.outputs",

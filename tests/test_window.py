@@ -9,11 +9,12 @@ import sys
 import pytest
 from conftest import (
     ROOT,
+    gray_png,
     needs_xvfb,
     x_server,
 )
 
-from expressions import UserError
+from expressions import UserError, window
 from expressions.window import Window, screen_size
 
 
@@ -94,3 +95,18 @@ with Window("The keys") as window:
 @pytest.mark.faults
 def test_the_title_of_a_window_is_printable():
     assert Window("a\nb\udce9\x1b").title == "a\\nb\\udce9\\x1b"
+
+
+def test_an_image_that_is_shown_waits_for_a_key_and_says_so(tmp_path, monkeypatch, capsys):
+    class Screen(Window):
+        keys = ["", "", "x"]
+        __enter__ = __exit__ = lambda self, *_: self
+
+        def show(self, image):
+            return self.keys.pop(0)
+
+    (tmp_path / "samples.png").write_bytes(gray_png())
+    monkeypatch.setattr(window, "screen_size", lambda: (800, 600))
+    monkeypatch.setattr(window, "Window", Screen)
+    window.show_image(tmp_path / "samples.png")
+    assert Screen.keys == [] and "samples.png: press any key in its window to go on" in capsys.readouterr().out

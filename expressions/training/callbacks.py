@@ -14,12 +14,13 @@ from expressions.files import atomic_write
 from expressions.training import distributed
 
 # what Keras's callbacks remember from epoch to epoch, and forget when a run starts
-MEMORY = {"best", "wait", "best_epoch", "stopped_epoch", "cooldown_counter"}
+MEMORY = {"best", "best_loss", "wait", "best_epoch", "stopped_epoch", "cooldown_counter"}
 
 
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """ModelCheckpoint of the best validation accuracy; a run killed while it saves leaves the model of before.
 
+    Among equally accurate epochs, and few images make many, it keeps the one with the lowest validation loss.
     `path` ends in .keras, which Keras makes in memory: HDF5 crashes where the disk fills up while it writes an .h5.
     """
 
@@ -27,15 +28,19 @@ class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
         self.path, self.partial = path, path.with_stem(f"{path.stem}.new")
         name = str(self.partial).replace("{", "{{").replace("}", "}}")  # Keras takes it for a pattern
         super().__init__(name, monitor="val_accuracy", mode="max", save_best_only=True)
+        self.best_loss = np.inf
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Save the network if it is the best so far, then replace the file at `path` in one step."""
         self.partial.unlink(missing_ok=True)  # half a file, from a run that was killed while it wrote
         if np.isfinite(logs["loss"]):
+            if logs["val_accuracy"] == self.best and logs["val_loss"] < self.best_loss:
+                self.best = -np.inf  # so that Keras saves it
             with distributed.this_process_alone():  # only the primary process saves; Keras makes an optimizer for it
                 super().on_epoch_end(epoch, logs)
         if self.partial.exists():
             os.replace(self.partial, self.path)
+            self.best_loss = logs["val_loss"]
 
 
 class EpochTimer(keras.callbacks.Callback):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from expressions import UNCERTAIN, UserError
+from expressions.cli import escape_unprintable
 from expressions.model_validation import MAX_LABEL_LENGTH, MAX_LABELS
 from expressions.training import readers
 from expressions.training.readers import SPLITS, Dataset, Split, find_dataset
@@ -16,6 +17,7 @@ VALIDATION_SHARE = 0.1  # of the training images, for a data set without a valid
 def load(path: str | os.PathLike, training: bool = True) -> Dataset:
     """Read the data set at `path`, a file or a folder, and FER+ votes beside it; `training` as in `prepare`."""
     path = Path(path)
+    print(f"Reading the images in {escape_unprintable(path)} ...", flush=True)
     try:
         tree = readers.Tree(path if path.is_dir() else path.parent)
         found = find_dataset(path, tree)

@@ -29,14 +29,14 @@ def describe_data(data: Dataset) -> None:
 
 def evaluate(options: argparse.Namespace, path: Path) -> None:
     """Print the figures of options.evaluate on a split of the data at `path`, with and without copies of its train."""
-    labels = options.labels and [label.strip() for label in options.labels.split(",")]
-    classifier = Classifier.load(options.evaluate, labels=labels, scaling=options.scaling)
+    classifier = Classifier.load(options.evaluate, labels=options.labels, scaling=options.scaling)
     name = options.split or "validation"
     data = dataset.load(path, training=False)
     describe_data(data)
     if name not in data.splits or not len(data.splits[name].images):
         raise UserError(f"--split {name}: {data.source} has {', '.join(data.splits)} only")
     split = data.splits[name]
+    print("\nMeasuring the model ...", flush=True)
     evaluations = metrics.evaluate(classifier, split, data.labels)
     print(f"\n{options.evaluate} on {name}, n = {len(split.images)}:\n{metrics.format_tables(evaluations)}")
     print("\nAs a camera sees it, single view:", flush=True)
@@ -52,7 +52,9 @@ def evaluate(options: argparse.Namespace, path: Path) -> None:
     print(f"\nWithout the {copies.sum()} images that also stand in train, n = {count}:\n{metrics.format_tables(own)}")
 
 
-def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespace, tau: float, started: str) -> None:
+def write_model(
+    best: Path, build: Callable, data: Dataset, options: argparse.Namespace, tau: float, started: str
+) -> None:
     """Write the model file and its report, and print how good it is; keep a model of another run under another name.
 
     Args:
@@ -92,7 +94,8 @@ def export(best: Path, build: Callable, data: Dataset, options: argparse.Namespa
         os.replace(directory / "history.partial.csv", directory / "history.csv")
         report.write_report(directory, metadata, data, evaluations, corrupted, megabytes=len(content) / 1e6)
         _keep_previous(options.model, started)
-    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}:")
+    begun = f", started from {options.start_words}" if options.start_words else ""
+    print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}{begun}:")
     print(metrics.format_tables(evaluations))
     print(f"\nAs a camera sees it, single view:\n{metrics.format_corrupted(corrupted).to_string()}")
     print(f"\nModel:  {options.model}\nReport: {directory}")
@@ -104,7 +107,7 @@ def _describe(data, options, parameters):
         "labels": list(data.labels), "scaling": "unit", "temperature": 1,
         "data": data.source, "fingerprint": data.fingerprint(),
         "seed": options.seed, "batch_size": options.batch_size, "precision": options.precision,
-        "fold": options.fold, "start": options.start and options.start.name,
+        "fold": options.fold, "start": options.start_words,
         "teachers": [path.name for path in options.teacher],
         "machine": f"{platform.system()} {platform.machine()} with {os.cpu_count()} processors",
         "versions": f"Keras {keras.__version__} on {keras.config.backend()}, Python {platform.python_version()}",

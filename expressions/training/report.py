@@ -29,7 +29,8 @@ def write_report(
     """
     history = pd.read_csv(folder / "history.csv")
     first = next(iter(evaluations.values()))
-    epoch = int(history["epoch"][history["val_accuracy"].idxmax()]) + 1
+    ranked = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])  # as AtomicModelCheckpoint does
+    epoch = int(ranked["epoch"].iloc[0]) + 1
     _plot_curves(history, epoch, folder / "curves.png")
     plot_confusion_matrix(first, folder / "confusion_matrix.png")
     plot_top_losses(data.splits["validation"].images, first, folder / "mistakes.png")
@@ -47,8 +48,8 @@ def plot_samples(data: Dataset, label: str | None, path: Path) -> None:
     for each in [label] if label else data.labels[:MAX_ROWS]:
         rows = np.flatnonzero(train.labels == data.labels.index(each))
         shown = rows[np.linspace(0, len(rows) - 1, count).astype(int)] if len(rows) > count else rows
-        images += [*train.images[shown], *[None] * (count - len(shown))]
-        captions += [f"{each}: {len(rows)}", *[""] * (count - 1)]
+        images += [*train.images[shown], *[None] * (-len(shown) % GRID[1])]  # the next class begins a row
+        captions += [f"{each}: {len(rows)}", *[""] * (len(images) - len(captions) - 1)]
     _plot_grid(images, captions, f"Training images{f' of {label}' if label else ''}", path)
 
 
@@ -62,6 +63,7 @@ def plot_distribution(data: Dataset, path: Path) -> None:
     for bars in axes.containers:
         axes.bar_label(bars, fontsize=7)
     axes.set(xlabel="", title="Images per class")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     seaborn.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
 
@@ -104,15 +106,15 @@ def plot_top_losses(images: np.ndarray, evaluation: Evaluation, path: Path) -> N
     wrong = np.flatnonzero(y_pred != y_true)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: GRID[0] * GRID[1]]
     captions = [f"predicted {labels[y_pred[row]]}\n{confidence[row]:.0%}, label {labels[y_true[row]]}" for row in shown]
-    kind = f"The surest of {len(wrong)} mistakes" if len(wrong) else "No mistake"
+    kind = f"The surest of {len(wrong)} mistakes" if len(wrong) > 1 else "One mistake" if len(wrong) else "No mistake"
     _plot_grid(images[shown], captions, f"{kind} among {len(y_true)} images", path)
 
 
 def _plot_grid(images, captions, title, path):
-    rows, columns = max(1, -(-len(images) // GRID[1])), GRID[1]
+    rows, columns = -(-len(images) // GRID[1]), GRID[1]
     figure = Figure(figsize=(columns * 1.2, rows * 1.5 + 0.4), layout="constrained")
     figure.suptitle(title)
-    cells = figure.subplots(rows, columns).ravel()
+    cells = figure.subplots(rows, columns).ravel() if rows else []
     for axes in cells:
         axes.axis("off")
     for axes, image, caption in zip(cells, images, captions, strict=False):

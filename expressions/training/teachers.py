@@ -96,6 +96,7 @@ def _read(path, images, labels):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole file of soft labels"
         raise UserError(f"--teacher {path}: {reason}; train.py --soft-labels makes such files") from None
     _check_labels(path, known, labels)
+    print(f"{path}: looking up its soft labels ...", flush=True)
     order, wanted = np.argsort(found), original_digests(images)
     rows = order[np.searchsorted(found, wanted, sorter=order).clip(max=found.size - 1)]
     return np.where(found[rows][:, None] == wanted[:, None], probabilities[rows], np.nan)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from expressions import EMOTIONS, UserError
-from expressions.files import lock_file
+from expressions.files import lock_file, suppress_output
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import dataset, distributed, report, synthetic
 from expressions.training.corruptions import corrupt_in_turn
@@ -28,6 +28,24 @@ DRAWN_FACES = {"train": 200, "validation": 50}  # per class
 HOW_TO_GET_DATA = """\
 To get FER2013 (free, for research): download and unzip kaggle.com/datasets/msambare/fer2013 into data/,
 so that data/train/angry/ and the others exist, and run this again. Until then: training on drawn faces."""
+
+
+def check_options(options: argparse.Namespace, labels: tuple[str, ...]) -> None:
+    """Raise UserError where the completed options don't fit one another, or a data set with these labels."""
+    distributed.check_batch_size(options.batch_size)
+    model = options.model
+    if model.suffix != ".h5" or model.stem.endswith(".weights") or model.is_dir():
+        raise UserError(f"--model {model}: takes a file whose name ends in .h5, and not in .weights.h5")
+    for name, models in (("--start", filter(None, [options.start])), ("--teacher", options.teacher)):
+        if any(other.resolve() == model.resolve() for other in models):
+            raise UserError(f"{name} {model}: is the model to be written; give that another name with --model")
+    if soft := options.soft_labels:
+        if soft.suffix != ".npz" or not soft.parent.is_dir():
+            raise UserError(f"--soft-labels {soft}: takes a file whose name ends in .npz, in a folder that exists")
+        if any(other.resolve() == soft.resolve() for other in options.teacher):
+            raise UserError(f"--soft-labels {soft}: is a teacher as well; give the file to be written another name")
+    if options.show and options.show not in labels:
+        raise UserError(f"--show {options.show}: the data set has no such class; it has {', '.join(labels)}")
 
 
 @contextlib.contextmanager
@@ -85,23 +103,47 @@ def validation_data(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([images, corrupt_in_turn(images[..., 0])[..., None]]), np.concatenate([targets] * 2)
 
 
-def starting_point(options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]) -> tuple[str, list]:
-    """The name of the network to train, and the weights of the model --start to begin with; empty without."""
+def starting_point(
+    options: argparse.Namespace, data: Dataset, networks: dict[str, Callable]
+) -> tuple[str, list[np.ndarray], str | None]:
+    """What training begins with: the name of the network, its weights, and in words the model --start they are of.
+
+    The last layer keeps the outputs for the classes of the data, and for votes if it has some. Those that the model
+    hasn't begin with random weights. Without --start there are no weights and no words.
+    All random numbers of Keras follow from options.seed from here on.
+    """
+    with suppress_output():  # where TensorFlow greets on JAX
+        keras.utils.set_random_seed(options.seed)
     if not options.start:
-        return options.network or "compact", []
+        return options.network or "compact", [], None
+    print(f"Reading {options.start} ...", flush=True)
     model, metadata, (weights, votes) = options.start, read_metadata(options.start), read_weights(options.start)
-    name, voted = metadata.get("network"), data.splits["train"].votes is not None
-    # list: what a file says may be of any type
-    if name not in list(networks) or tuple(metadata["labels"]) != data.labels or bool(votes) != voted:
-        knows = f"knows {', '.join(data.labels)}, in this order, and {'has' if voted else 'has not'} learned from votes"
-        raise UserError(f"--start {model}: takes a model of train.py that {knows}")
-    if voted:  # the outputs for labels and for votes, side by side as they are learned
-        (*weights, kernel, bias), (votes_kernel, votes_bias) = weights, votes
-        weights += [np.hstack([kernel, votes_kernel]), np.hstack([bias, votes_bias])]
-    expected = networks[name](weights[-1].size, None).get_weights()
-    if [array.shape for array in weights] != [array.shape for array in expected]:
+    name, labels = metadata.get("network"), metadata["labels"]
+    if name not in list(networks):  # list: what a file says may be of any type
+        raise UserError(f"--start {model}: takes a model of train.py, with the network {' or '.join(networks)}")
+    known, wanted = _outputs(labels, votes), _outputs(data.labels, data.splits["train"].votes is not None)
+    *others, new_kernel, new_bias = networks[name](len(wanted), None).get_weights()
+    counts = [len(labels), len(labels) + 1] if votes else [len(labels)]
+    expected = [array.shape for array in others] + [shape for n in counts for shape in ((len(new_kernel), n), (n,))]
+    if [array.shape for array in (*weights, *(votes or ()))] != expected:
         raise UserError(f"--start {model}: is not the {name} network that it says it is")
-    return name, weights
+    *trunk, kernel, bias = weights
+    if votes:
+        kernel, bias = np.hstack([kernel, votes[0]]), np.hstack([bias, votes[1]])
+    for column, output in enumerate(wanted):
+        if output in known:
+            new_kernel[:, column], new_bias[column] = kernel[:, known.index(output)], bias[known.index(output)]
+    words = model.name
+    for change, outputs, others in (("with new", wanted, known), ("without its", known, wanted)):
+        names = dict.fromkeys(output[0] for output in outputs if output not in others)
+        words += f", {change} outputs for {', '.join(names)}" if names else ""
+    print(f"Starting from {words}", flush=True)
+    return name, [*trunk, new_kernel, new_bias], words
+
+
+def _outputs(labels, voted):
+    """Names of a network's outputs, tuples: those for labels and those for votes, side by side as they are learned."""
+    return [*((label,) for label in labels), *(("votes", label) for label in (*labels, None) if voted)]
 
 
 def run_settings(options: argparse.Namespace, data: Dataset) -> dict[str, object]:

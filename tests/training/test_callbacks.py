@@ -26,11 +26,12 @@ def test_the_best_model_is_replaced_by_a_better_one_alone(tmp_path):
     network = train.keras.Sequential([train.keras.Input((1,)), train.keras.layers.Dense(1)])
     checkpoint.set_model(network)
     saved = []
-    for epoch, (loss, accuracy) in enumerate([(1.0, 0.5), (1.0, 0.4), (float("nan"), 0.9), (1.0, 0.6)]):
+    epochs = [(0.5, 2), (0.4, 1), (0.9, float("nan")), (0.5, 2), (0.5, 1), (0.5, 1.5), (0.6, 3)]
+    for epoch, (accuracy, loss) in enumerate(epochs):
         network.set_weights([np.full((1, 1), epoch), np.zeros(1)])
-        checkpoint.on_epoch_end(epoch, {"loss": loss, "val_accuracy": accuracy})
+        checkpoint.on_epoch_end(epoch, {"loss": loss, "val_accuracy": accuracy, "val_loss": loss})
         saved.append(train.keras.models.load_model(checkpoint.path, compile=False).get_weights()[0].item())
-    assert saved == [0, 0, 0, 3] and list(folder.iterdir()) == [checkpoint.path]
+    assert saved == [0, 0, 0, 0, 4, 4, 6] and list(folder.iterdir()) == [checkpoint.path]
 
 
 @pytest.mark.slow

@@ -79,7 +79,9 @@ def test_votes_are_learned_beside_the_labels(tmp_path, capsys):
     assert votes.shape == (21, 7) and np.allclose(votes.sum(axis=1), 1, atol=1e-5)
 
     # a run that goes on from it begins with what it says
-    name, weights = train.trainer.starting_point(Namespace(start=model), train.dataset.load(data), train.NETWORKS)
+    name, weights, _ = train.trainer.starting_point(
+        Namespace(start=model, seed=0), train.dataset.load(data), train.NETWORKS
+    )
     network = train.NETWORKS[name](15, "linear")
     network.set_weights(weights)
     logits = network.predict(faces[..., None] / 255, verbose=0)

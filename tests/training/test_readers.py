@@ -332,7 +332,7 @@ def test_an_image_that_can_t_be_read_is_skipped_and_named(tmp_path, capfd, case)
     data = dataset.load(tmp_path)
     assert data.counts().loc["all"].tolist() == [2, 2]
     assert any("skipped 1 files that can't be read" in note and "bad.png" in note for note in data.notes)
-    assert capfd.readouterr() == ("", "")  # not a word of the libraries
+    assert capfd.readouterr() == (f"Reading the images in {tmp_path} ...\n", "")  # not a word of the libraries
 
 
 @pytest.mark.faults
@@ -436,7 +436,7 @@ def test_what_macos_packs_beside_a_data_set_is_none(tmp_path):
 def test_a_name_that_a_terminal_would_obey_is_printed_as_its_code(tmp_path, capfd):
     write_images(tmp_path / "data")
     (tmp_path / "data" / "train" / "sad" / "\x1b[2J\nTop-1: 100 %\udcff.png").write_bytes(b"")
-    train.load_data(command_line.parse(["--data", str(tmp_path / "data")], "", train.NETWORKS, ""))
+    train.load_data(command_line.parse(["--data", str(tmp_path / "data")], ""))
     printed = capfd.readouterr().out
     assert "\\x1b[2J\\nTop-1: 100 %\\udcff.png" in printed and "\x1b" not in printed
 
@@ -540,5 +540,5 @@ def test_without_permission(tmp_path, what):
     (data / what).chmod(0)
     result = subprocess.run(words, capture_output=True, text=True)
     (data / what).chmod(0o700)
-    assert result.stdout.count("\n") == 1 and not result.stderr, result.stderr
+    assert result.stdout.count("\n") == 2 and not result.stderr, result.stderr
     assert ("skipped 1 files" if what.endswith("png") else "can't be read") in result.stdout, result.stdout

@@ -44,6 +44,22 @@ def test_a_report_on_disk(tmp_path):
     assert not list(tmp_path.glob("*partial*"))
 
 
+@pytest.mark.parametrize(
+    ("count", "rows"), [(0, 0), (1, 1), (8, 1), (9, 2), (100, report.GRID[0])], ids=lambda value: str(value)
+)
+def test_a_grid_has_the_rows_that_it_needs(tmp_path, monkeypatch, count, rows):
+    """And none that is empty, of mistakes and of training images."""
+    heights = []
+    monkeypatch.setattr(report, "_save", lambda figure, path: heights.append(figure.get_figheight()))
+    images, labels = np.zeros((100, 48, 48), np.uint8), np.zeros(100, int)
+    probabilities = np.eye(2)[(np.arange(100) < count).astype(int)]
+    report.plot_top_losses(images, metrics.Evaluation(("a", "b"), labels, probabilities), tmp_path / "mistakes.png")
+    if count:
+        split = dataset.Split(images[:count], labels[:count])
+        report.plot_samples(dataset.Dataset("few", ("a", "b"), {"train": split}), "a", tmp_path / "samples.png")
+    assert np.allclose(heights, 1.5 * rows + 0.4)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "label", slow_but(["$x$ {0} %s", "a|b", "all", "悲しい", "\x1b[31m", "l" * 100], "$x$ {0} %s"), ids=range(6)

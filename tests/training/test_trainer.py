@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,11 +94,76 @@ def test_a_teacher_has_a_say_in_the_labels(trained, data_folder, tmp_path, capsy
     assert "knows a, b, c, d, e, f, g, not angry" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("labels", "voted", "has_votes", "words"),
+    [
+        ("abc", True, True, ""),
+        ("cab", False, False, ""),
+        ("abc", False, True, ", without its outputs for votes"),
+        ("abc", True, False, ", with new outputs for votes"),
+        ("bx", False, True, ", with new outputs for x, without its outputs for a, c, votes"),
+        ("xyz", False, False, ", with new outputs for x, y, z, without its outputs for a, b, c"),
+    ],
+)
+def test_a_run_goes_on_with_the_outputs_that_its_data_has_use_for(monkeypatch, capsys, labels, voted, has_votes, words):
+    def build(outputs, activation):
+        dense = train.layers.Dense
+        return train.keras.Sequential([train.keras.Input((2,)), dense(3), dense(outputs, activation)])
+
+    def columns(names):  # of kernels; each output has its own
+        return np.stack([np.full(3, ord(name), np.float32) for name in names], axis=1)
+
+    def last_layer(names):
+        return columns(names), np.array([ord(name) for name in names], np.float32)
+
+    trunk = [np.ones((2, 3), np.float32), np.ones(3, np.float32)]
+    weights, votes = [*trunk, *last_layer("abc")], last_layer("ABC*") if has_votes else None
+    monkeypatch.setattr(train.trainer, "read_metadata", lambda _: {"network": "compact", "labels": list("abc")})
+    monkeypatch.setattr(train.trainer, "read_weights", lambda _: (weights, votes))
+    images = train.dataset.Split(np.zeros((2, 48, 48), np.uint8), np.arange(2), np.ones((2, 4)) if voted else None)
+    data, options = train.dataset.Dataset("", tuple(labels), {"train": images}), Namespace(start=Path("old.h5"), seed=0)
+    name, begun, said = train.trainer.starting_point(options, data, {"compact": build})
+    assert (name, said) == ("compact", f"old.h5{words}") and f"Starting from old.h5{words}\n" in capsys.readouterr().out
+    known, outputs = "abc" + "ABC*" * has_votes, labels + (labels.upper() + "*") * voted
+    *kept, kernel, bias = begun
+    assert all((one == other).all() for one, other in zip(kept, trunk, strict=True))
+    for column, output in enumerate(outputs):
+        assert (output in known) == (bias[column] == ord(output)) == (kernel[:, column] == ord(output)).all(), output
+    assert bias.shape == (len(outputs),) and np.isfinite(kernel).all()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["no weights", "votes of other features", "a kernel of other outputs"])
+def test_a_model_that_is_not_the_network_it_says_it_is(monkeypatch, damage):
+    def build(outputs, activation):
+        return train.keras.Sequential([train.keras.Input((2,)), train.keras.layers.Dense(outputs, activation)])
+
+    weights = [np.zeros((2, 4 if damage.startswith("a kernel") else 2)), np.zeros(2)]
+    votes = [np.zeros((3, 3)), np.zeros(3)] if damage.startswith("votes") else None
+    said = {"network": "compact", "labels": ["a", "b"]}
+    monkeypatch.setattr(train.trainer, "read_metadata", lambda _: said)
+    monkeypatch.setattr(train.trainer, "read_weights", lambda _: ([] if damage == "no weights" else weights, votes))
+    images = train.dataset.Split(np.zeros((2, 48, 48), np.uint8), np.arange(2))
+    data, options = train.dataset.Dataset("", ("a", "b"), {"train": images}), Namespace(start=Path("old.h5"), seed=0)
+    with pytest.raises(UserError, match="old.h5: is not the compact network"):
+        train.trainer.starting_point(options, data, {"compact": build})
+    said["network"] = ["compact"]  # what a file says may be of any type
+    with pytest.raises(UserError, match="takes a model of train.py, with the network compact"):
+        train.trainer.starting_point(options, data, {"compact": build})
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_model_of_its_own_labels_and_network_alone(trained_compact, data_folder, tmp_path, capsys):
-    data = write_data(tmp_path / "data", {"train": 4, "validation": 2}, labels=("awake", "asleep"))
-    assert train.main(["--start", str(trained_compact), "--data", str(data), "--model", str(tmp_path / "new.h5")]) == 2
-    assert "takes a model of train.py that knows asleep, awake" in capsys.readouterr().err
+def test_a_run_goes_on_from_any_model_of_train_py(trained_compact, data_folder, tmp_path, capsys):
+    data, model = (
+        write_data(tmp_path / "data", {"train": 4, "validation": 2}, labels=("awake", "happy")),
+        tmp_path / "a.h5",
+    )
+    arguments = ["--start", str(trained_compact), "--data", str(data), "--model", str(model), "--epochs", "1"]
+    assert train.main(arguments) == 0
+    words = "small.h5, with new outputs for awake, without its outputs for angry, disgust, fear, neutral, sad, surprise"
+    assert f"started from {words}" in capsys.readouterr().out and read_metadata(model)["start"] == words
+    assert f"Started from: {words}." in (tmp_path / "a" / "README.md").read_text()
+    assert Classifier.load(model).labels == ("awake", "happy")
     arguments = ["--data", str(data_folder), "--model", str(tmp_path / "new.h5"), "--start", str(tmp_path / "other.h5")]
     for network, sentence in (("large", "is not the large network"), (["compact"], "takes a model of train.py")):
         shutil.copy(trained_compact, tmp_path / "other.h5")
