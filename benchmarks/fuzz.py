@@ -5,6 +5,7 @@
     python benchmarks/fuzz.py facts --minutes 10     what a model file says of itself, and of its network
     python benchmarks/fuzz.py h5 --minutes 10        whole model files, as far as Keras isn't asked
     python benchmarks/fuzz.py picture --minutes 10   images; of those that another process decodes the headers
+    python benchmarks/fuzz.py video --minutes 10     videos, read frame by frame and written anew with their sound
 
 Each input must be read, or refused with a UserError, within three seconds and two gigabytes. Atheris (libFuzzer) is
 guided by the lines of this project that an input reaches. What isn't taken lies in the working directory as crash-,
@@ -14,6 +15,8 @@ the program checks model files in a process of their own. Exit status 1 when the
 
 import argparse
 import contextlib
+import io
+import itertools
 import json
 import os
 import re
@@ -31,8 +34,11 @@ import atheris
 
 with atheris.instrument_imports(include=["expressions"]):
     from expressions import EMOTIONS, UserError, image_decoder, image_formats, model_validation
+    from expressions.inference import recorder, sources
+    from expressions.inference import video as videos
     from expressions.training import dataset, readers
 
+import av
 import cv2
 import h5py
 import numpy as np
@@ -40,6 +46,12 @@ import numpy as np
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
 PIXELS = " ".join(["7"] * 2304)
 METADATA = {"labels": list(EMOTIONS), "scaling": "unit", "temperature": 1.5, "fold": "1/2"}
+VIDEOS = [  # format, codec of the frames, of the sound
+    *(("mp4", "mpeg4", "aac"), ("mp4", "libx264", None), ("mov", "mjpeg", "pcm_s16le"), ("webm", "libvpx", "libopus")),
+    *(("avi", "mjpeg", "pcm_s16le"), ("mpegts", "mpeg2video", "mp2"), ("gif", "gif", None), ("flv", "flv1", None)),
+    *(("ogg", "libvpx", "libopus"), ("asf", "wmv2", None), ("matroska", "ffv1", "flac"), ("ivf", "libvpx", None)),
+    *(("h264", "libx264", None), ("hevc", "libx265", None), ("m4v", "mpeg4", None), ("mjpeg", "mjpeg", None)),
+]
 
 
 def csv(data):
@@ -72,8 +84,47 @@ def picture(data):
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
+def video(data):
+    path = FOLDER / "video"
+    path.write_bytes(data)
+    videos.MAX_IMAGE_PIXELS, videos.MAX_MEMORY_BYTES = 2**16, 2**30  # so that what is allowed is quick and small
+    with contextlib.suppress(UserError), sources.Source(path) as source:
+        if not source.is_image:
+            with recorder.Recorder(FOLDER / "copy.mp4", source, overwrite=True) as copy:
+                for frame in itertools.islice(source, 20):
+                    copy.write(frame.image, frame.seconds)
+
+
+def small_video(kind, codec, sound_codec):
+    """Four frames of 32 pixels, and sound."""
+    content = io.BytesIO()
+    with av.open(content, "w", format=kind) as container:
+        pixels = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+        streams = [container.add_stream(codec, 10, width=32, height=32, pix_fmt=pixels)]
+        frames = [av.VideoFrame.from_ndarray(np.full((32, 32, 3), 60 * n, np.uint8), "rgb24") for n in range(4)]
+        if sound_codec:
+            streams.append(container.add_stream(sound_codec, 48000, layout="mono"))
+        container.start_encoding()
+        for frame in frames:
+            container.mux(streams[0].encode(frame))
+        for stream in streams[1:]:
+            size = stream.codec_context.frame_size or 960
+            for number in range(4):
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, size), np.int16), "s16", "mono")
+                frame.sample_rate, frame.pts = 48000, number * size
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return content.getvalue()
+
+
+KINDS = {"csv": csv, "facts": facts, "h5": h5, "picture": picture, "video": video}
+
+
 def seeds(kind):
     """Inputs to begin with, bytes: good ones."""
+    if kind == "video":
+        return list(itertools.starmap(small_video, VIDEOS))
     if kind == "picture":
         image = np.zeros((64, 64, 3), np.uint8)
         files = [(suffix, np.dstack([image, image[:, :, 0]])) for suffix in ".png .webp .bmp .tiff .jp2 .avif".split()]
@@ -110,13 +161,13 @@ def fuzz(kind, seconds, seed):
         (corpus / str(number)).write_bytes(content)
     words = [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=3"]
     words += ["-rss_limit_mb=2048", f"-max_len={2 * max(map(len, good))}", "-print_final_stats=1"]
-    atheris.Setup(words, {"csv": csv, "facts": facts, "h5": h5, "picture": picture}[kind])
+    atheris.Setup(words, KINDS[kind])
     atheris.Fuzz()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["csv", "facts", "h5", "picture"], help="what to make up")
+    parser.add_argument("kind", choices=KINDS, help="what to make up")
     parser.add_argument("--minutes", type=float, default=10, help="for how long (default: 10)")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # of one of the processes that this one starts
     options = parser.parse_args()

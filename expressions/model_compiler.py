@@ -33,7 +33,7 @@ from expressions.model_file import MAX_FILE_BYTES, run_sandboxed
 from expressions.model_validation import check_finite, dump_weights, read_votes_layer, unpack, validate_model_file
 
 # of this process; DenseNet201 (709 layers, images of 224 pixels) takes 86 s and 2.6 GB
-CHECK_SECONDS, COMPILE_SECONDS, MAX_MEMORY_BYTES = 30, 180, 2**32
+CHECK_SECONDS, COMPILE_SECONDS, MAX_MEMORY_BYTES = 20, 180, 2**32
 SAMPLES, TOLERANCE = 64, 1e-4  # faces on which Keras and the compiled network agree, but for that in probability
 FLOAT16_TOLERANCE = 1e-3  # the same of one with weights in float16; measured: 4e-4
 MAX_OPERATIONS = 2**40  # of floating-point numbers, for that many faces; DenseNet201 takes half of them

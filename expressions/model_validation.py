@@ -27,6 +27,7 @@ LAYERS = {
 TRAINED_WITH = ("_initializer", "_regularizer", "_constraint")  # endings of what only matters in training
 # in a file; far above those of networks that people use, which compute up to 1,000 layers
 MAX_OBJECTS, MAX_DEPTH, MAX_TEXT_BYTES, MAX_CALLS = 2**15, 64, 2**24, 2**11
+MAX_METADATA_CHARACTERS = 2**20  # the program itself reads it, at each start; what is cut off is damaged
 MAX_LABELS, MAX_LABEL_LENGTH = 1000, 100  # each becomes a column of tables and a word beside a face
 
 
@@ -93,10 +94,10 @@ def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tup
     if config is None:
         raise UserError("holds weights but no network; save the whole model, as train.py does")
     try:
-        metadata, config = json.loads(metadata or "{}") | given, json.loads(config)
+        metadata, config = json.loads((metadata or "{}")[:MAX_METADATA_CHARACTERS]) | given, json.loads(config)
         labels, scaling, fold = metadata.get("labels"), metadata.get("scaling"), metadata.get("fold")
         usable = labels is None or (isinstance(labels, list) and len(labels) <= MAX_LABELS)
-        usable = usable and all(label.isprintable() and len(label) <= MAX_LABEL_LENGTH for label in labels or ())
+        usable = usable and all(label.isprintable() and 0 < len(label) <= MAX_LABEL_LENGTH for label in labels or ())
         usable = usable and (scaling is None or scaling in SCALINGS) and 0.01 <= metadata.get("temperature", 1) <= 100
         usable = usable and (fold is None or FOLD.fullmatch(fold))
         config = _sanitize_config(config)
@@ -112,11 +113,18 @@ def parse_metadata(metadata: str | None, config: str | None, given: dict) -> tup
 
 
 def _count_calls(config):
-    """How many layers a network computes; each as often as it is used, which a network within it may be as well."""
-    return sum(
-        (len(layer.get("inbound_nodes") or ()) or 1) * (_count_calls(layer) if "layers" in layer["config"] else 1)
-        for layer in config["config"]["layers"]
-    )
+    """How many layers a network computes, also within networks in it; each as often as it is used, for each input."""
+    count = 0
+    for layer in config["config"]["layers"]:
+        calls = layer.get("inbound_nodes") or [[None]]
+        if "layers" in layer["config"]:
+            count += len(calls) * _count_calls(layer)
+        else:  # Keras before 3 lists the inputs of a call
+            inputs = (
+                len(call) if isinstance(call, list) else json.dumps(call).count("keras_history") for call in calls
+            )
+            count += sum(inputs)
+    return count
 
 
 def _sanitize_config(config):
@@ -164,13 +172,16 @@ def _check_objects(file, file_bytes):
 
     Links and arrays can lead to other files or in circles, and compressed or empty arrays can unpack to any size.
     """
-    waiting, seen, named, array_bytes = [file["/"]], set(), set(), 0
+    waiting, seen, named, array_bytes, attributes = [file["/"]], set(), set(), 0, 0
     while waiting:
         item = waiting.pop()
         address = h5py.h5o.get_info(item.id).addr
         if address in seen:
             raise UserError("holds a part in two places; don't use it")
         seen.add(address)
+        attributes += len(item.attrs)
+        if attributes > MAX_OBJECTS:  # HDF5 may search for each among all
+            raise UserError("holds more parts than this program takes; don't use it")
         is_group, is_array = isinstance(item, h5py.Group), isinstance(item, h5py.Dataset)
         types = [item.attrs.get_id(name).dtype for name in item.attrs]
         if (

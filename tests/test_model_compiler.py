@@ -294,6 +294,20 @@ def aside(config):
     return layer("Functional", name="net", layers=layers, **ends)
 
 
+def inputs(config):
+    """One call of one layer, which takes minutes to build."""
+    first, *layers = config["config"]["layers"]
+    layers = [first, layer("Add", name="sum"), *layers]
+    for before, part in zip([None, *layers], layers, strict=False):
+        taken = [[before["config"]["name"], 0, 0, {}]] if before else []
+        part |= {
+            "name": part["config"]["name"],
+            "inbound_nodes": [taken * (5000 if before is first else 1)] * bool(before),
+        }
+    ends = {"input_layers": [[first["name"], 0, 0]], "output_layers": [["dense", 0, 0]]}
+    return layer("Functional", name="net", layers=layers, **ends)
+
+
 def pooled(config):
     """Ever wider in a network in the network, and then narrow."""
     inner = [layer("InputLayer", batch_shape=[None, None, None, 1]), layer("ZeroPadding2D", padding=10**4)]
@@ -351,6 +365,7 @@ DESCRIBED = {
     "no config": (lambda config: {"class_name": "Sequential"}, "damaged"),
     "layers of odd types": (lambda config: config["config"].update(layers=[1, None, "Dense"]), "damaged"),
     "5000 layers": (insert(*[layer("ReLU")] * 5000), "more layers"),
+    "5000 inputs of a layer": (inputs, "more layers"),
     "20000 parts": (insert(layer("Reshape", target_shape=[[1]] * 40_000)), LARGE),
 }
 

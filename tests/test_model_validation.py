@@ -209,6 +209,13 @@ def attribute(place, name, value, dtype=None):
     return damage
 
 
+def many_attributes(file, other):
+    for number in range(40):
+        group = file.create_group(f"{number}")
+        for name in range(1000):
+            group.attrs[f"{name}"] = 0
+
+
 def same_bytes(file, other):
     """Zeros in the shape of 8 GB, of which nothing is written."""
     del file[KERNEL]
@@ -235,6 +242,7 @@ OBJECTS = {
     "shared groups": (shared, "in two places"),
     "deep groups": (deep, "more parts"),
     "too many links": (wide, "more parts"),
+    "too many attributes": (many_attributes, "more parts"),
     "huge and empty": (same_bytes, MISSING),
     "huge in chunks": (array(shape=(2**20, 2**20), dtype="f4", chunks=(64, 64)), MISSING),
     "compressed zeros": (array(data=np.zeros((5000, 5000), "f4"), compression="gzip"), MISSING),
@@ -298,6 +306,8 @@ def test_descriptions_of_odd_types(model, name, value):
         [
             *({"temperature": value} for value in ("1", [1], {}, None, 0, -1, 1e9, float("nan"), 10**400)),
             {"labels": [str(number) for number in range(10**6)]},
+            {"labels": ["", *EMOTIONS[1:]]},
+            {"notes": [{}] * 500_000},
             {"labels": ["x" * 10**6] * 7},
             *(
                 {"labels": value}
@@ -317,6 +327,7 @@ def test_descriptions_of_odd_types(model, name, value):
         ],
         {"temperature": "1"},
         {"labels": 7},
+        {"labels": ["", *EMOTIONS[1:]]},
         {"labels": ["x" * 10**6] * 7},
         {"scaling": "other"},
         {"fold": "1/0"},

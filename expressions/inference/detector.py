@@ -213,8 +213,8 @@ def load_detector(name: str | os.PathLike) -> HaarDetector | YuNetDetector:
         return HaarDetector() if name == "haar" else YuNetDetector(_read_yunet())
     if os.path.splitext(name)[1].lower() == ".xml":
         return HaarDetector(name)
-    if os.path.splitext(name)[1].lower() != ".onnx":
-        raise UserError(f"{name}: no face detector; give haar, yunet, or a file that ends in .xml or .onnx")
+    if os.path.splitext(name)[1].lower() != ".onnx" or not os.path.isfile(name):  # reading a pipe could block for ever
+        raise UserError(f"{name}: no such face detector; give haar, yunet, or a file that ends in .xml or .onnx")
     try:
         return YuNetDetector(Path(name).read_bytes(), name)
     except OSError as error:

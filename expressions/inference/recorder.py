@@ -96,7 +96,8 @@ class Recorder:
         if not self.path.resolve().parent.is_dir():
             self._fail(f"there is no folder {self.path.parent}; make it first")
         for path in (self.path, self.partial):
-            if path.exists() and os.path.exists(source.address) and path.samefile(source.address):
+            # not Path.exists, which raises OSError where a name is too long
+            if os.path.exists(path) and os.path.exists(source.address) and path.samefile(source.address):
                 self._fail(f"{path} is the source itself; choose another name")
         self._check_overwrite()
         try:
@@ -118,7 +119,7 @@ class Recorder:
         raise UserError(f"--save {self.path}: {reason}")
 
     def _check_overwrite(self, note=""):
-        if self.path.is_dir() or (self.path.exists() and not self.overwrite):
+        if os.path.isdir(self.path) or (os.path.exists(self.path) and not self.overwrite):
             self._fail(f"exists already; choose another name or remove it, or add --overwrite{note}")
 
     def write(self, image: np.ndarray, seconds: float) -> None:

@@ -46,7 +46,8 @@ class Sound:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "", "max_streams": str(MAX_STREAMS)}
         container = self.files.enter_context(av.open(file, container_options=options, metadata_errors="replace"))
         sound, frames = (container.streams.best(kind) for kind in ("audio", "video"))
-        if not sound:
+        if not (sound and sound.codec_context):
+            self.error = "its codec is unknown" if sound else None
             return
         for stream in container.streams:
             if stream != sound:

@@ -68,7 +68,7 @@ MAX_THREADS = 4  # of a decoder; each takes frames in memory, and the detector i
 MAX_MEMORY_BYTES = 2**31
 NO_VIDEO = "not a video or image that can be read, or too large a one"
 ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
-SCAN = b"\xff\xda"  # the start of one in a JPEG
+COLORSPACES = {0, 1, 2, 4, 5, 6, 7, 9}  # FFmpeg's numbers; it can't convert others, such as ICtCp, or nonsense
 BUFFER_BYTES = 2**18  # read at a time; with FFmpeg's 32 KB Python would be called more often
 
 
@@ -190,8 +190,8 @@ class Video:
 
     def _decode(self, packet):
         if packet.stream is self.stream and (packet.size or packet.dts is None):  # empty: the frame before it goes on
-            is_jpeg = self.stream.codec_context.name == "mjpeg"
-            if packet.is_corrupt or (is_jpeg and bytes(packet).count(SCAN) > MAX_SCANS):  # corrupt: cut off
+            scans = bytes(packet).count(b"\xff\xda") if self.stream.codec_context.name == "mjpeg" else 0
+            if packet.is_corrupt or scans > MAX_SCANS:  # corrupt: cut off
                 raise MemoryError
             # without JPEGs in a row: a still scene begins alike each time
             if self.beginning is None and self.container.format.name != "mpjpeg":
@@ -238,6 +238,7 @@ class Video:
         """Return a frame as it is to be seen: BGR uint8 (height, width, 3), upright, its pixels square."""
         width = round(frame.width * max(1, self.stretch))
         height = round(frame.height / min(1, self.stretch))
+        frame.colorspace = frame.colorspace if frame.colorspace in COLORSPACES else 2  # unspecified
         image = self.reformatter.reformat(frame, width, height, "bgr24", threads=1).to_ndarray()
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         return cv2.rotate(image, ROTATIONS[turns]) if turns else np.ascontiguousarray(image)

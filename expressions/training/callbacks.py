@@ -14,7 +14,7 @@ from expressions.files import atomic_write
 from expressions.training import distributed
 
 # what Keras's callbacks remember from epoch to epoch, and forget when a run starts
-MEMORY = ("best", "best_loss", "wait", "best_epoch", "stopped_epoch", "cooldown_counter")
+MEMORY = {"best", "best_loss", "wait", "best_epoch", "stopped_epoch", "cooldown_counter"}
 
 
 class AtomicModelCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -158,8 +158,8 @@ class TrainingState(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Give the other callbacks, which have just forgotten everything, their memory back."""
         for callback, memory in zip(self.callbacks, self.memory or (), strict=False):
-            for name, value in memory.items():
-                setattr(callback, name, value)
+            for name in MEMORY & memory.keys():
+                setattr(callback, name, memory[name])
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Save the state."""

@@ -18,7 +18,7 @@ from expressions.training.fer2013 import original_digests
 from expressions.training.readers import Dataset
 
 VIEWS = (1.0, 1.06, 0.95)  # zooms of an image, each also mirrored, whose mean prediction is its soft label
-MAX_BYTES = 2**28  # of a file's arrays, which may be compressed: seven million images of seven classes
+MAX_BYTES = 2**26  # of a file's arrays, which may be compressed: almost two million images of seven classes
 
 
 def fold_mask(images: np.ndarray, fold: str) -> np.ndarray:
@@ -86,9 +86,9 @@ def _read(path, images, labels):
         with np.load(path) as file:
             if sum(part.file_size for part in file.zip.infolist()) > MAX_BYTES:
                 raise ValueError(path)
-            found, probabilities = file["digests"], file["probabilities"].astype(np.float32)
-            known = tuple(map(str, file["labels"])) if "labels" in file else labels
-        sound = found.size and found.shape == probabilities.shape[:1] and found.dtype == np.uint64
+            found, probabilities = file["digests"], file["probabilities"].astype(np.float32, casting="same_kind")
+            known = tuple(map(str, file["labels"][: len(labels) + 1])) if "labels" in file else labels
+        sound = found.dtype == np.uint64 and found.size and found.shape == probabilities.shape[:-1] == (found.size,)
         sound = sound and probabilities.shape[1] in (len(labels), 2 * len(labels) + 1)
         if not sound or not (np.isfinite(probabilities) & (probabilities >= 0)).all():
             raise ValueError(path)
@@ -97,9 +97,9 @@ def _read(path, images, labels):
         raise UserError(f"--teacher {path}: {reason}; train.py --soft-labels makes such files") from None
     _check_labels(path, known, labels)
     print(f"{path}: looking up its soft labels ...", flush=True)
-    row_of = {digest: row for row, digest in enumerate(found.tolist())}
-    rows = np.array([row_of.get(digest, -1) for digest in original_digests(images).tolist()])
-    return np.where(rows[:, None] >= 0, probabilities[rows], np.nan)
+    order, wanted = np.argsort(found), original_digests(images)
+    rows = order[np.searchsorted(found, wanted, sorter=order).clip(max=found.size - 1)]
+    return np.where(found[rows][:, None] == wanted[:, None], probabilities[rows], np.nan)
 
 
 def _ask(teacher, images, labels):
@@ -125,7 +125,7 @@ def _ask(teacher, images, labels):
 
 def _check_labels(path, known, labels):
     if known != labels:
-        raise UserError(f"--teacher {path}: knows {', '.join(known)}, not {', '.join(labels)}")
+        raise UserError(f"--teacher {path}: knows {', '.join(known):.500}, not {', '.join(labels):.500}")
 
 
 def zoom_image(image: np.ndarray, zoom: float) -> np.ndarray:

@@ -134,6 +134,7 @@ def test_says_why_a_file_can_t_be_written_and_leaves_others_alone(tmp_path):
             "no/out.png": "no folder",
             "folder.png": "exists already",
             "me.png": "is the source itself",
+            f"{'x' * 250}.png": "can't be written .*too long",
         }.items():
             with pytest.raises(UserError, match=words):
                 Recorder(tmp_path / name, source, overwrite=name == "me.png")

@@ -96,6 +96,14 @@ def test_a_broken_packet_of_sound_is_skipped(tmp_path):
 
 
 @pytest.mark.faults
+def test_sound_of_an_unknown_codec_is_left_out_and_told(tmp_path):
+    path = write_flash(tmp_path / "in.mkv", KINDS["mkv"])
+    path.write_bytes(path.read_bytes().replace(b"A_VORBIS", b"A_UNKNOWN"[:8]))
+    recorder = save(path, tmp_path / "out.mp4")
+    assert recorder.frame_count == 50 and recorder.lacking == ", without sound from 0.0 s on (its codec is unknown)"
+
+
+@pytest.mark.faults
 def test_reading_sound_has_a_time_limit(tmp_path, monkeypatch):
     path = write_flash(tmp_path / "in.mp4", KINDS["mp4"])
     with Source(path) as source, Recorder(tmp_path / "out.mp4", source) as recorder:

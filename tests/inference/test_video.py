@@ -53,6 +53,15 @@ def test_pixels_come_out_square(tmp_path, aspect, shape):
     assert read(tmp_path / "video.mkv")[0][0].image.shape[:2] == shape
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("colours", ["ictcp", "ycgco", "bt2020c"])
+def test_colours_that_ffmpeg_can_t_convert_are_taken_for_usual_ones(tmp_path, colours):
+    words = "-c:v", "libx264", "-colorspace", colours
+    ffmpeg("-f", "lavfi", "-i", "color=gray:size=160x120:rate=25:duration=0.2", *words, tmp_path / "video.mp4")
+    frames, _ = read(tmp_path / "video.mp4")
+    assert len(frames) == 5 and frames[0].image.mean() == pytest.approx(128, abs=3)
+
+
 SOUND = "-f", "lavfi", "-i", "sine=duration=6"
 
 

@@ -14,6 +14,7 @@ from runs import begin, refused, run_without_privileges, words
 
 import train
 from expressions.model_file import read_metadata, read_weights
+from expressions.training.callbacks import TrainingState
 
 
 def test_the_best_model_is_replaced_by_a_better_one_alone(tmp_path):
@@ -214,6 +215,16 @@ def test_a_damaged_state(stopped, tmp_path, capsys, damage):
         state.write_bytes(content[damage])
     refused(capsys, words(data, model, "--resume", epochs=300), "state.npz: damaged")
     assert not proof.exists()
+
+
+@pytest.mark.faults
+def test_a_state_sets_nothing_but_what_callbacks_remember(tmp_path):
+    """Not where the model is written."""
+    checkpoint = train.AtomicModelCheckpoint(tmp_path / "best.keras")
+    state = TrainingState(tmp_path, {}, [checkpoint], None)
+    state.memory = [{"best": 0.5, "path": "another.keras"}]
+    state.on_train_begin()
+    assert (checkpoint.best, checkpoint.path) == (0.5, tmp_path / "best.keras")
 
 
 @pytest.mark.faults

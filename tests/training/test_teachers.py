@@ -102,6 +102,15 @@ def test_a_file_that_unpacks_to_more_than_soft_labels_take(tmp_path, monkeypatch
         teachers.soft_labels([tmp_path / "soft.npz"], FACES, EMOTIONS)
 
 
+@pytest.mark.faults
+def test_a_file_that_knows_many_or_long_labels_is_refused_in_a_short_line(tmp_path):
+    for labels in ([*EMOTIONS, *"x" * 10**5], ["x" * 10**5] * 7):
+        np.savez(tmp_path / "soft.npz", digests=NUMBER, probabilities=np.full((1, 7), 1 / 7), labels=labels)
+        with pytest.raises(UserError, match="knows") as caught:
+            teachers.soft_labels([tmp_path / "soft.npz"], FACES, EMOTIONS)
+        assert len(str(caught.value)) < 1500
+
+
 def claims(shape):
     """An .npz whose array of digests claims a shape that no memory holds."""
     content = io.BytesIO()
@@ -130,8 +139,11 @@ NUMBER = np.uint64([1])
         {"digests": NUMBER, "probabilities": [[np.nan] * 7]},
         {"digests": NUMBER[:0], "probabilities": np.zeros((0, 7))},
         {"digests": NUMBER, "probabilities": np.array([[{}] * 7])},
+        {"digests": NUMBER, "probabilities": np.zeros((1, 7, 2))},
+        {"digests": np.zeros((1, 7), np.uint64), "probabilities": np.zeros((1, 7, 7))},
+        {"digests": NUMBER, "probabilities": np.zeros((1, 7), complex)},
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_a_file_that_holds_no_soft_labels(tmp_path, content):
     path = tmp_path / "soft.npz"
