@@ -98,11 +98,6 @@ class Source:
         return getattr(self.reader, "skipped", 0)
 
     @property
-    def dropped(self) -> int:
-        """How many frames of a live source were replaced by newer ones so far."""
-        return getattr(self.reader, "dropped", 0)
-
-    @property
     def missing_seconds(self) -> float:
         """By how much a video, read to its end, is shorter than it says, if by more than a second; else 0."""
         return getattr(self.reader, "missing_seconds", 0.0)
