@@ -103,7 +103,7 @@ class Annotator:
         """The size for the longest label, so that a plate doesn't change with the label."""
         scale = _text_scale(frame)
         texts = [f"{track_id} {label} 100%" for label in self.labels] + [f"{track_id} {UNCERTAIN}"]
-        width, height = max(_fit(text, scale) for text in texts)
+        width, height = _fit(max(texts, key=lambda text: _text_size(text, scale)), scale)
         return width, height + self.bars * _bar_height(scale)
 
     def _draw_links(self, image, frame, faces, plates, colours, line):
