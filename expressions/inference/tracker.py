@@ -131,9 +131,8 @@ class Track:
 
     def to_face(self, labels: tuple[str, ...]) -> Face:
         """Return what is shown of the face; `labels` are the classifier's."""
-        uncertain = self.label == len(labels)
-        confidence = self.probabilities.max() if uncertain else self.probabilities[self.label]
-        label = UNCERTAIN if uncertain else labels[self.label]
+        label = (*labels, UNCERTAIN)[self.label]
+        confidence = self.probabilities.max() if label == UNCERTAIN else self.probabilities[self.label]
         return Face(self.box, label, float(confidence), self.track_id, tuple(self.probabilities.tolist()))
 
 
@@ -169,8 +168,8 @@ class Tracker:
     def select_for_classification(self) -> list[Track]:
         """Return the visible tracks to classify in a frame: new ones, and the known ones that have waited longest."""
         new = [track for track in self.visible if not track.times_classified]
-        known = [track for track in self.visible if track.times_classified]
-        known.sort(key=lambda track: (track.classified_at, track.times_classified))
+        known = (track for track in self.visible if track.times_classified)
+        known = sorted(known, key=lambda track: (track.classified_at, track.times_classified))
         return new + known[:MAX_CLASSIFIED_PER_FRAME]
 
     def _follow(self, gray, seconds):
