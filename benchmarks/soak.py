@@ -161,7 +161,7 @@ class Meter:
 
     def count_source(self):
         if self.source:
-            self.skipped, self.dropped = self.skipped + self.source.skipped, self.dropped + self.source.dropped
+            self.skipped, self.dropped = self.skipped + self.source.skipped, self.dropped + self.source.reader.dropped
             self.source = None
 
 

@@ -88,11 +88,8 @@ def _decode_limited(info):
             process.stdin.write(json.dumps(order).encode() + b"\n" + info.data)
             process.stdin.flush()
             reply = json.loads(process.stdout.readline())
-            if isinstance(reply, list):  # the image's shape
-                image = np.empty(reply, np.uint8)
-                done = process.stdout.readinto(image) == image.size
-            else:
-                done = True
+            image = np.empty(0 if isinstance(reply, str) else reply, np.uint8)  # a message, or the image's shape
+            done = process.stdout.readinto(image) == image.size
         except (OSError, ValueError):  # it was stopped, or crashed
             pass
         finally:

@@ -12,7 +12,7 @@ from expressions import UserError
 IMAGE_SUFFIXES = set(".avif .bmp .heic .heif .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of those that OpenCV can also write
 HEAD_BYTES = 64  # of a file, which tell its format
-FORMATS = {  # and the bytes with which their files begin
+FORMATS = {  # and the bytes with which their files begin, as regular expressions
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "WebP": rb"RIFF....WEBP",
@@ -24,7 +24,6 @@ FORMATS = {  # and the bytes with which their files begin
     "AVIF": rb".{4}ftyp(avif|(mif1|miaf).{4}.*avif)",
     "HEIC": rb".{4}ftyp(hei[cxms]|mif1|miaf)",
 }
-PATTERNS = {name: re.compile(start, re.DOTALL) for name, start in FORMATS.items()}
 LIMITED = ("TIFF", "JPEG 2000", "AVIF", "HEIC")  # their headers don't tell what decoding costs
 
 MAX_PARTS = 2**17  # chunks of a PNG, segments of a JPEG
@@ -59,7 +58,7 @@ def image_format(head: bytes) -> str | None:
 
     A GIF is a video, and so is an animation in AVIF or HEIC. Of an animated PNG or WebP `images` reads the first image.
     """
-    return next((name for name, pattern in PATTERNS.items() if pattern.match(head[:HEAD_BYTES])), None)
+    return next((name for name, start in FORMATS.items() if re.match(start, head[:HEAD_BYTES], re.DOTALL)), None)
 
 
 def inspect_image(data: bytes) -> ImageInfo:

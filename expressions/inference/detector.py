@@ -73,13 +73,8 @@ class HaarDetector:
         border = round(IMAGE_BORDER * max(gray.shape))
         smallest = max(MIN_FACE_SIZE, round(MIN_IMAGE_SHARE * max(gray.shape)))
         found = self.detect(cv2.copyMakeBorder(gray, *[border] * 4, cv2.BORDER_REPLICATE), smallest)
-        return [
-            face._replace(x=face.x - border, y=face.y - border)
-            for face in found
-            if face.score >= IMAGE_SCORE
-            and border <= face.x < border + gray.shape[1]
-            and border <= face.y < border + gray.shape[0]
-        ]
+        faces = (face._replace(x=face.x - border, y=face.y - border) for face in found if face.score >= IMAGE_SCORE)
+        return [face for face in faces if 0 <= face.x < gray.shape[1] and 0 <= face.y < gray.shape[0]]
 
     def detect(self, gray: np.ndarray, smallest: int = MIN_FACE_SIZE) -> list[Detection]:
         """Search a whole frame, uint8 (height, width), from the left; scores are the means of both mirror images."""
@@ -191,15 +186,13 @@ class YuNetDetector:
     def _search(self, image, left, top, scale):
         self.network.setInputSize(image.shape[::-1])
         rows, found = self.network.detect(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))[1], []
-        for x, y, width, height, right_x, right_y, left_x, left_y, *_, confidence in (
-            [] if rows is None else rows.tolist()
-        ):
+        for row in () if rows is None else rows.tolist():
+            x, y, width, height, right_x, right_y, left_x, left_y, *_, confidence = row
             angle = math.degrees(math.atan2(left_y - right_y, left_x - right_x))  # the face's right eye is on the left
             size, x, y = (width + height) / 2, x + width / 2, y + height / 2
             # in an image that is a line, it finds infinite faces
             if 0 < size < 2 * max(image.shape) and 0 <= x < image.shape[1] and 0 <= y < image.shape[0]:
-                # a confidence of 0.7 is a score of 2, 0.9 of 4
-                score = 10 * confidence - 5
+                score = 10 * confidence - 5  # 2 for a confidence of 0.7, 4 for 0.9
                 found.append(Detection((left + x) / scale, (top + y) / scale, size / scale, score, angle))
         return found
 

@@ -58,7 +58,7 @@ class Camera:
 
 
 class Live:
-    """The frames of a live source, read by a thread. When the source is lost, it is opened again.
+    """The frames of a live source. When it is lost, it is opened again. A thread reads it, so that nothing has to wait.
 
     Args:
         reader: The opened source.
@@ -80,10 +80,7 @@ class Live:
         self.thread.start()
 
     def frames(self) -> Iterator[tuple[np.ndarray, float]]:
-        """Yield the newest frame each time, and its time in seconds from the first one. Raises VideoError if lost.
-
-        A thread reads them, so that neither they nor Ctrl-C have to wait.
-        """
+        """Yield the newest frame each time, and its time in seconds from the first one. Raises VideoError if lost."""
         start, taken = None, 0
         while True:
             patience = self._patience(video.LOST_TIMEOUT)

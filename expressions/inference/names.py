@@ -5,7 +5,6 @@ import itertools
 import os
 import re
 import sys
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -93,7 +92,7 @@ def _hint(source):
     """What to do where a folder or pattern has nothing to read."""
     if os.path.isdir(source):
         folders = itertools.islice(_walk(source), MAX_SEARCHED_FOLDERS)
-        if any(_is_source(os.path.join(folder, name)) for folder in folders for name in _list(folder)):
+        if any(_is_source(os.path.join(folder, name)) for folder, names in folders for name in names):
             return f', but in its subfolders; give --source "{os.path.join(source, "**", "*")}"'
     return f"; known endings are {', '.join(sorted(SUFFIXES))}"
 
@@ -107,7 +106,7 @@ def _match(pattern):
     head, *tail = RECURSIVE.split(pattern[len(root) :], maxsplit=1)
     if tail:
         for folder in glob.glob(glob.escape(root) + head) if head.strip(SEPARATORS) else [root]:
-            for below in _walk(folder):
+            for below, _ in _walk(folder):
                 yield from _match(os.path.join(below, tail[0] or "*"))
     else:
         head = PATTERN_SUFFIX.sub(lambda match: "".join(f"[{x.lower()}{x.upper()}]" for x in match[0]), head)
@@ -122,25 +121,18 @@ def _existing_folder(path):
 
 
 def _walk(folder):
-    """Yield a folder and all below it, each once, and through links only what is nowhere else."""
-    waiting, seen = deque([folder]), set()
-    while waiting:
-        folder = waiting.popleft()
-        if (real := os.path.realpath(folder or ".")) in seen:
-            continue
-        seen.add(real)
-        yield folder
-        for name in _list(folder):
-            path = os.path.join(folder, name)
-            if not name.startswith(".") and os.path.isdir(path):
-                (waiting.append if os.path.islink(path) else waiting.appendleft)(path)
-
-
-def _list(folder):
-    try:
-        return sorted(os.listdir(folder or "."), reverse=True)
-    except OSError:  # no permission, or gone
-        return []
+    """Yield a folder and all below it, with the names of its files; each once, links after all else."""
+    starts, seen = [folder or os.curdir], set()
+    for start in starts:
+        for path, folders, files in os.walk(start):
+            real = os.path.realpath(path)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += filter(os.path.islink, [os.path.join(path, name) for name in folders])
+            yield path, files
 
 
 def read_source_list(path: str) -> Iterator[str]:

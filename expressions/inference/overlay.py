@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from itertools import accumulate, cycle
+from itertools import accumulate, cycle, pairwise
 
 import cv2
 import numpy as np
@@ -103,8 +103,8 @@ class Annotator:
         """The size for the longest label, so that a plate doesn't change with the label."""
         scale = _text_scale(frame)
         texts = [f"{track_id} {label} 100%" for label in self.labels] + [f"{track_id} {UNCERTAIN}"]
-        width = max(_text_size(text, scale)[0] for text in texts)
-        return width + 2 * _margin(scale), _plate_height(scale) + self.bars * _bar_height(scale)
+        width, height = _fit(max(texts, key=lambda text: _text_size(text, scale)), scale)
+        return width, height + self.bars * _bar_height(scale)
 
     def _draw_links(self, image, frame, faces, plates, colours, line):
         """Draw a line from each face to a plate that lies elsewhere, behind all faces."""
@@ -122,27 +122,23 @@ class Annotator:
         left, right, bottom = plate.x + 1, plate.x + plate.width - 1, plate.y + plate.height
         top = bottom - _bar_height(scale)
         cv2.rectangle(image, (plate.x, top), (right, bottom - 1), DARK, cv2.FILLED)
-        ends = [left + round(end * (right - left)) for end in accumulate(face.probabilities)]
-        for label, start, end in zip(self.labels, [left, *ends], ends, strict=False):
+        ends = [left + round(end * (right - left)) for end in accumulate(face.probabilities, initial=0)]
+        for label, (start, end) in zip(self.labels, pairwise(ends), strict=False):
             if start < end:
                 cv2.rectangle(image, (start, top + 1), (end - 1, bottom - 2), self.colours[label], cv2.FILLED)
 
 
 def draw_status(image: np.ndarray, text: str) -> None:
     """Draw a line of text in the lower left corner of a BGR image, in place, as small as it has to be to fit."""
-    plate, scale = _fit_status(image, text)
+    plate, scale = place_status(image, text)
     _draw_plate(image, text, plate, scale, STATUS_COLOUR)
 
 
-def status_box(image: np.ndarray, text: str) -> Box:
-    """Return where `draw_status` draws."""
-    return _fit_status(image, text)[0]
-
-
-def _fit_status(image, text):
+def place_status(image: np.ndarray, text: str) -> tuple[Box, float]:
+    """Return where `draw_status` draws, and the scale of its font."""
     scale = _text_scale(image) * 0.75
     scale = min(scale, scale * 0.95 * image.shape[1] / _text_size(text, scale)[0])
-    width, height = _text_size(text, scale)[0] + 2 * _margin(scale), _plate_height(scale)
+    width, height = _fit(text, scale)
     return Box(0, max(0, image.shape[0] - height), width, height), scale
 
 
@@ -215,7 +211,7 @@ def _draw_plate(image, text, plate, scale, colour):
     x, y, width, height = plate
     cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), colour, cv2.FILLED)
     luma = np.dot(colour, (0.114, 0.587, 0.299))  # ITU-R BT.601, of blue, green, red
-    corner = x + _margin(scale), y + _margin(scale) + _text_size("8", scale)[1]
+    corner = x + _margin(scale), y + _margin(scale) + _text_size(text, scale)[1]
     cv2.putText(image, text, corner, FONT, scale, DARK if luma > 110 else LIGHT, _thickness(scale), cv2.LINE_AA)
 
 
@@ -238,8 +234,10 @@ def _text_size(text, scale):
     return width, height, baseline
 
 
-def _plate_height(scale):
-    return sum(_text_size("8", scale)[1:]) + 2 * _margin(scale)
+def _fit(text, scale):
+    """Width and height of a plate for a text."""
+    width, height, below = _text_size(text, scale)
+    return width + 2 * _margin(scale), height + below + 2 * _margin(scale)
 
 
 def _bar_height(scale):

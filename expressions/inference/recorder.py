@@ -169,9 +169,8 @@ class Recorder:
             self.format.codec, self.fps, self.format.codec_options, time_base=self.tick, pix_fmt=self.format.pixels
         )
         self.video.width, self.video.height = width + width % 2, height + height % 2  # yuv420p has no odd sizes
-        heard = os.path.isfile(self.source.address) and not self.source.live
-        copied, encoder = self.format.copied_sound, self.format.sound
-        sound = Sound(self.source.address if heard else None, container, copied, encoder, seconds)
+        heard = self.source.address if os.path.isfile(self.source.address) and not self.source.live else None
+        sound = Sound(heard, container, self.format.copied_sound, self.format.sound, seconds)
         self.sound = self.files.enter_context(closing(sound))
         try:
             container.start_encoding()

@@ -3,12 +3,12 @@
 import contextlib
 import functools
 import os
-import queue
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from itertools import chain
 from pathlib import Path
 
@@ -102,11 +102,6 @@ class Source:
         return getattr(self.reader, "skipped", 0)
 
     @property
-    def dropped(self) -> int:
-        """How many frames of a live source were replaced by newer ones so far."""
-        return getattr(self.reader, "dropped", 0)
-
-    @property
     def missing_seconds(self) -> float:
         """By how much a video, read to its end, is shorter than it says, if by more than a second; else 0."""
         return getattr(self.reader, "missing_seconds", 0.0)
@@ -163,28 +158,22 @@ class Source:
 
 def _interruptible(function):
     """Call a function in a thread, which Ctrl-C needn't wait for."""
-    results = queue.SimpleQueue()
+    future = Future()
 
     def work():
         try:
-            results.put((function(), None))
+            future.set_result(function())
         except Exception as error:
-            results.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    while True:
-        with contextlib.suppress(queue.Empty):
-            result, error = results.get(timeout=0.1)  # not longer: Windows heeds Ctrl-C between waits only
-            if error:
-                raise error
-            return result
+    while not wait([future], timeout=0.1).done:  # not longer: Windows heeds Ctrl-C between waits only
+        pass
+    return future.result()
 
 
 def _read_image_bytes(address, scheme):
-    """Read an image file at an address; None if what is there is none.
-
-    It ends after MAX_IMAGE_BYTES + 1 bytes, or MAX_IMAGE_SECONDS.
-    """
+    """Read an image file at an address, up to a packet beyond MAX_IMAGE_BYTES; None if what is there is none."""
     import av
 
     options = {"protocol_whitelist": ADDRESSES[scheme][0], "raw_packet_size": str(BUFFER_BYTES)}

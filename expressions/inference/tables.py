@@ -88,15 +88,12 @@ class Table(contextlib.AbstractContextManager):
             csv.writer(text).writerows(rows if self.is_begun else [self.columns, *rows])
         else:
             text.writelines(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in rows)
-        self._append(text.getvalue().encode())
-
-    def _append(self, data):
         try:
             # a pipe can't be truncated, and what a shell's >> names shall not be
             if not (self.is_begun or self.piped) and stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):
                 self.file.truncate(0)
             self.is_begun = True
-            append(self.file, data)
+            append(self.file, text.getvalue().encode())
         except OSError as error:
             self.failed = True
             if self.piped:

@@ -8,7 +8,7 @@ begins a little before its segment; faces that two trackers see there in the sam
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 
 import cv2
 import numpy as np
@@ -131,9 +131,8 @@ class Track:
 
     def to_face(self, labels: tuple[str, ...]) -> Face:
         """Return what is shown of the face; `labels` are the classifier's."""
-        uncertain = self.label == len(labels)
-        confidence = self.probabilities.max() if uncertain else self.probabilities[self.label]
-        label = UNCERTAIN if uncertain else labels[self.label]
+        label = (*labels, UNCERTAIN)[self.label]
+        confidence = self.probabilities.max() if label == UNCERTAIN else self.probabilities[self.label]
         return Face(self.box, label, float(confidence), self.track_id, tuple(self.probabilities.tolist()))
 
 
@@ -160,15 +159,17 @@ class Tracker:
             self._follow(gray, seconds)
         self.tracks = [track for track in self.tracks if track.is_alive(gray.shape, seconds)]
         self.visible = [track for track in self.tracks if track.confirmed and track.last_seen == seconds]
-        for track in self.visible:
-            track.box = self._to_box(track.smoothed, scale)
+        for track in self.visible:  # in the frame as it was before `downscale`, cropped as FER2013 crops faces
+            x, y, size = *track.smoothed[:2], math.exp(track.smoothed[2])
+            side, y = round(size * self.detector.box_scale / scale), y + self.detector.box_shift * size
+            track.box = Box(round(x / scale - side / 2), round(y / scale - side / 2), side, side)
         return self.visible
 
     def select_for_classification(self) -> list[Track]:
         """Return the visible tracks to classify in a frame: new ones, and the known ones that have waited longest."""
         new = [track for track in self.visible if not track.times_classified]
-        known = [track for track in self.visible if track.times_classified]
-        known.sort(key=lambda track: (track.classified_at, track.times_classified))
+        known = (track for track in self.visible if track.times_classified)
+        known = sorted(known, key=lambda track: (track.classified_at, track.times_classified))
         return new + known[:MAX_CLASSIFIED_PER_FRAME]
 
     def _follow(self, gray, seconds):
@@ -237,19 +238,13 @@ class Tracker:
         if face:
             track.update_from_detection(face, seconds, gray)
 
-    def _to_box(self, state, scale):
-        """The box of a face in the frame that was searched at `scale`, cropped as FER2013 crops faces."""
-        x, y, size = *state[:2], math.exp(state[2])
-        side, y = round(size * self.detector.box_scale / scale), y + self.detector.box_shift * size
-        return Box(round(x / scale - side / 2), round(y / scale - side / 2), side, side)
-
 
 class TrackStitcher:
     """Numbers people from 1, in the order in which they are first shown, across the trackers of successive segments."""
 
     def __init__(self):
-        self.person_ids = {}  # by the current tracker's track_id
-        self.new_ids, self.overlaps = itertools.count(1), Counter()
+        self.person_ids = defaultdict(itertools.count(1).__next__)  # by the current tracker's track_id
+        self.overlaps = Counter()
 
     def add_overlap(self, faces: list[Face], next_faces: list[Face]) -> None:
         """Count which faces of the current and the next tracker are in the same place in the same frame."""
@@ -260,7 +255,7 @@ class TrackStitcher:
 
     def next_segment(self) -> None:
         """Go on with the next tracker: faces that were most often in the same place are the same person."""
-        person_ids = {}
+        person_ids = defaultdict(self.person_ids.default_factory)
         for (track_id, next_id), _ in self.overlaps.most_common():
             person = self.person_ids.get(track_id)
             if person and next_id not in person_ids and person not in person_ids.values():
@@ -269,9 +264,6 @@ class TrackStitcher:
 
     def assign_ids(self, faces: list[Face]) -> list[Face]:
         """Return the faces with the people's numbers in place of the tracker's."""
-        for face in faces:
-            if face.track_id not in self.person_ids:
-                self.person_ids[face.track_id] = next(self.new_ids)
         return [face._replace(track_id=self.person_ids[face.track_id]) for face in faces]
 
 

@@ -114,7 +114,6 @@ class Video:
                     buffer_size=BUFFER_BYTES,
                     timeout=(LOST_TIMEOUT, read_timeout) if scheme else FILE_TIMEOUT,
                 )
-                self._choose_stream()
                 self._read_header(scheme in STREAM_SCHEMES)
         except self.errors as error:
             self.close()
@@ -122,7 +121,7 @@ class Video:
             raise VideoError("can't be opened" if is_video else NO_VIDEO) from error
         self.reformatter = av.video.reformatter.VideoReformatter()
 
-    def _choose_stream(self):
+    def _read_header(self, live):
         self.stream = stream = self.container.streams.best("video")
         ratio = float(stream and stream.sample_aspect_ratio or 1)
         stretch = max(ratio, 1 / ratio)
@@ -131,9 +130,6 @@ class Video:
             # before a frame is decoded; a stream that was entered between its key frames tells no size yet, which is 0
             raise MemoryError
         stream.codec_context.options = {"max_pixels": str(MAX_IMAGE_PIXELS)}
-
-    def _read_header(self, live):
-        stream = self.stream
         rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
         rate = next((rate for rate in rates if MIN_FPS <= rate <= MAX_FPS), None)
         self.fps = rate or DEFAULT_FPS
@@ -153,7 +149,6 @@ class Video:
         if self.duration and rate:  # each frame takes a byte at least, so a small file can't have many
             known = filter(None, (stream.frames, size, MAX_FRAMES))
             self.frame_count = min(max(round(self.duration * rate), 1), *known)
-        self.ticks = [float(1 / other.time_base) for other in self.container.streams]  # a second
         self.origin, self.end = stream.start_time or 0, 0.0
         self.packets = self.container.demux(self.streams)
 
@@ -168,11 +163,6 @@ class Video:
         if tag := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # of Matroska
             return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]), [stream]
         return (container.duration or 0) / 1e6 or None, list(container.streams)  # sound may be what lasts so long
-
-    def _seek(self, seconds):
-        """Go on at the last key frame before a time, or where that can't be done, at the beginning."""
-        with contextlib.suppress(*self.errors):
-            self.container.seek(self.origin + int(seconds / self.stream.time_base), stream=self.stream)
 
     def read(self) -> "av.VideoFrame | None":  # noqa: F821
         """Return the next frame; None in place of a broken one, or if a read takes too long. Raises EOFError."""
@@ -198,13 +188,15 @@ class Video:
                 self.beginning = packet.pts, zlib.crc32(packet)
             self.decoded.extend(packet.decode())
         if packet.pts is not None:
-            self.end = max(self.end, (packet.pts + (packet.duration or 0)) / self.ticks[packet.stream_index])
+            self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
 
     def frames(self, start: float = 0.0) -> Iterator[tuple[np.ndarray, float]]:
         """Yield each frame from `start` on, in seconds, as `image` returns it, and its time in seconds."""
         latest, broken, failing_since = None, 0, 0.0
-        if start > SEEK_MARGIN:
-            self._seek(start - SEEK_MARGIN)
+        if start > SEEK_MARGIN:  # go on at a key frame before it, or, where that can't be done, at the beginning
+            with contextlib.suppress(*self.errors):
+                ticks = int((start - SEEK_MARGIN) / self.stream.time_base)
+                self.container.seek(self.origin + ticks, stream=self.stream)
         while broken < MAX_BROKEN and (not broken or time.perf_counter() - failing_since < LOST_TIMEOUT):
             try:
                 frame = self.read()
@@ -218,7 +210,7 @@ class Video:
             latest = self._credible_seconds(frame, latest, sought=start > SEEK_MARGIN)
             if latest >= start:
                 yield self.image(frame), latest
-        missing = (self.duration or 0.0) - max(self.end, self.end - self.origin / self.ticks[self.stream.index])
+        missing = (self.duration or 0.0) - max(self.end, self.end - float(self.origin * self.stream.time_base))
         self.missing_seconds = missing if missing > 1 else 0.0
 
     def _credible_seconds(self, frame, latest, sought):
@@ -232,7 +224,7 @@ class Video:
     def seconds(self, frame: "av.VideoFrame") -> float | None:  # noqa: F821
         """Return when a frame is shown, in seconds from the beginning; None if the file doesn't tell."""
         pts = frame.dts if frame.pts is None else frame.pts
-        return None if pts is None else (pts - self.origin) / self.ticks[self.stream.index]
+        return None if pts is None else float((pts - self.origin) * self.stream.time_base)
 
     def image(self, frame: "av.VideoFrame") -> np.ndarray:  # noqa: F821
         """Return a frame as it is to be seen: BGR uint8 (height, width, 3), upright, its pixels square."""

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from expressions.files import atomic_write
-from expressions.inference.overlay import Annotator, draw_status, status_box
+from expressions.inference.overlay import Annotator, draw_status, place_status
 from expressions.inference.recognizer import ExpressionRecognizer
 from expressions.inference.sources import Source
 from expressions.inference.types import Face
@@ -74,7 +74,7 @@ class Viewer:
         status = "" if self.keys_hidden else IMAGE_KEYS if source.is_image else KEYS
         fps = f"{self.fps:.0f} frames/s" if self.last and self.fps else ""
         status = "   ".join(filter(None, [fps, self.recognizer.neutral_status, status]))
-        drawn = self.annotator.draw(image, faces, [status_box(image, status)] if status else [])
+        drawn = self.annotator.draw(image, faces, [place_status(image, status)[0]] if status else [])
         shown = drawn.copy()
         if status:
             draw_status(shown, status)

@@ -137,7 +137,7 @@ def test_the_lag_of_a_slow_program_does_not_grow(camera):
     assert len(ages) == frame.number + 1 and 3 < len(ages) < 14
     assert np.median(ages[-5:]) < 0.6  # read one by one, the last ones were more than a second old
     assert numbers == sorted(set(numbers))
-    assert source.dropped == pytest.approx(numbers[-1] - numbers[0] + 1 - len(numbers), abs=1)
+    assert source.reader.dropped == pytest.approx(numbers[-1] - numbers[0] + 1 - len(numbers), abs=1)
 
 
 @pytest.mark.faults
@@ -290,7 +290,7 @@ def test_a_recording_of_unknown_length_is_not_repeated(tmp_path, impatient):
         assert source.live
         for frame in source:
             assert frame.seconds < 1.5
-    assert server.connections > 1 and frame.number + source.dropped < 25
+    assert server.connections > 1 and frame.number + source.reader.dropped < 25
 
 
 @needs_ffmpeg

@@ -169,7 +169,7 @@ def test_a_plate_that_lies_elsewhere_has_a_line_to_its_face():
 
 def test_plates_keep_clear_of_the_status_line():
     frame = np.zeros((240, 320, 3), np.uint8)
-    status = overlay.status_box(frame, "q quit  s save  p pause")
+    status = overlay.place_status(frame, "q quit  s save  p pause")[0]
     low = Face(Box(0, 10, 200, 200), "happy", 0.5, 1, ())
     annotator = Annotator(EMOTIONS)
     assert annotator.place_plates(frame, [low])[0].y >= 210
@@ -194,7 +194,7 @@ def test_the_line_of_keys_stands_whole_in_the_lower_left_corner(size):
     overlay.draw_status(image, text)
     drawn = (image > 0).any(axis=2)
     assert drawn[-1, 0] and not drawn[: size[0] // 2].any() and not drawn[:, -1].any() and drawn.any(axis=0).sum() > 200
-    x, y, width, height = overlay.status_box(image, text)
+    x, y, width, height = overlay.place_status(image, text)[0]
     assert drawn.any(axis=0).sum() == width and drawn.any(axis=1).sum() == height == size[0] - y and x == 0
 
 
