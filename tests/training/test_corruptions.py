@@ -43,8 +43,11 @@ def test_a_model_is_measured_on_each_of_them():
 
         labels, has_votes = ("cat", "dog"), False
 
-        def predict_proba(self, images):
+        def predict_logits(self, images, mirrored):
             return np.eye(2)[[int(image.mean() > 90) for image in images]]
+
+        def probabilities(self, views, votes):
+            return views[0]
 
     images = np.stack([np.full((48, 48), level, np.uint8) for level in (50, 120)])
     table = metrics.evaluate_corrupted(Dark(), dataset.Split(images, np.array([0, 1])), ("cat", "dog"))
