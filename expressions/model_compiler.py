@@ -78,7 +78,8 @@ def _limit_resources(seconds):
             resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _to_litert(network, float16=False):
+def to_litert(network: Any, float16: bool = False) -> tuple[bytes, CompiledNetwork]:
+    """Convert a network of Keras on TensorFlow; returns the content of a LiteRT file, and what runs it."""
     import tensorflow  # its converter has no other home
 
     converter = tensorflow.lite.TFLiteConverter.from_keras_model(network)
@@ -90,7 +91,7 @@ def _to_litert(network, float16=False):
 
 
 def _to_float16_litert(network):
-    return _to_litert(network, float16=True)
+    return to_litert(network, float16=True)
 
 
 def _to_onnx(network):
@@ -105,10 +106,10 @@ def _to_onnx(network):
     return content, SimpleNamespace(**shapes, predict_on_batch=lambda faces: evaluator.run(None, {name: faces})[0])
 
 
-CONVERTERS = {"compile": _to_litert, "compile in float16": _to_float16_litert, "onnx": _to_onnx}
+CONVERTERS = {"compile": to_litert, "compile in float16": _to_float16_litert, "onnx": _to_onnx}
 
 
-def compile_network(path: str | Path, metadata: dict, config: dict, convert: Callable = _to_litert) -> bytes:
+def compile_network(path: str | Path, metadata: dict, config: dict, convert: Callable = to_litert) -> bytes:
     """Compile the network of a validated model file by one of CONVERTERS; UserError where that goes wrong.
 
     The result, a LiteRT or ONNX file, gives the probabilities that Keras gives.

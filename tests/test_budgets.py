@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 SCRIPTS = {"train.py": 200, "realtime_detect.py": 150}  # lines
-MODULE, FUNCTION, TOTAL = 300, 50, 7770  # lines
+MODULE, FUNCTION, TOTAL = 300, 50, 7800  # lines
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 FILES = [*SCRIPTS, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "expressions").rglob("*.py"))]
 

@@ -350,6 +350,7 @@ def test_the_shipped_network_is_used_for_no_other_model(monkeypatch, tmp_path, c
         Classifier.load(path, **given)
 
 
+@pytest.mark.slow
 def test_another_process_compiles_once_and_says_so(model, cache, monkeypatch):
     """The program itself needs neither TensorFlow nor Keras."""
     monkeypatch.setenv("KERAS_BACKEND", "jax")  # of the program; the converter needs TensorFlow

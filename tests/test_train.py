@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SMALL_TRAIN, command, heed_ctrl_c, run, wait_for, write_data
+from model_files import load
 
 import train
-from expressions import EMOTIONS
+from expressions import EMOTIONS, classifier
 from expressions.classifier import Classifier
 from expressions.model_file import read_metadata
+from expressions.training import synthetic
 
 
 def test_a_run_leaves_a_model_and_its_report(trained):
@@ -41,13 +43,22 @@ def test_it_prints_the_data_the_network_and_the_figures(trained):
 
 
 def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
-    classifier = Classifier.load(trained)
+    loaded = Classifier.load(trained)
     hits = [
-        classifier.labels[classifier.predict_proba([cv2.imread(str(file))])[0].argmax()] == label
+        loaded.labels[loaded.predict_proba([cv2.imread(str(file))])[0].argmax()] == label
         for label in EMOTIONS
         for file in (data_folder / "validation" / label).iterdir()
     ]
-    assert np.mean(hits) == pytest.approx(classifier.metadata["metrics"]["single view"]["top1"], abs=1e-6)
+    assert np.mean(hits) == pytest.approx(loaded.metadata["metrics"]["single view"]["top1"], abs=1e-6)
+
+
+def test_the_new_network_is_compiled_for_the_webcam_program(trained, monkeypatch):
+    compiled_again = load(trained)
+    monkeypatch.setattr(classifier, "run_sandboxed", None)  # what compiles
+    compiled = Classifier.load(trained)
+    assert compiled.metadata == compiled_again.metadata
+    faces, _ = synthetic.draw_faces(2, seed=9)
+    np.testing.assert_allclose(compiled.predict_proba(faces), compiled_again.predict_proba(faces), atol=1e-5)
 
 
 def start(data_folder, model, *more):

@@ -1,6 +1,7 @@
 """Measure a trained model: the network of a finished run, which becomes a model file, and any file with --evaluate."""
 
 import argparse
+import contextlib
 import os
 import platform
 import shutil
@@ -11,9 +12,10 @@ import keras
 import numpy as np
 
 from expressions import UserError
-from expressions.classifier import Classifier
+from expressions.classifier import Classifier, cache_name, file_digest, write_cached
 from expressions.cli import escape_unprintable
-from expressions.files import atomic_write
+from expressions.files import atomic_write, suppress_output
+from expressions.model_compiler import complete_network, to_litert
 from expressions.model_file import dump_model, read_metadata
 from expressions.training import dataset, metrics, report
 from expressions.training.readers import Dataset
@@ -69,19 +71,19 @@ def write_model(
     if not best.exists():
         raise UserError(f"{directory}: no epoch has ended well, so there is no model; {options.model} is as it was")
     weights = keras.models.load_model(best, compile=False).get_weights()
-    *others, kernel, bias = weights
     label_head = extract_label_head(weights, np.bincount(data.splits["train"].labels), tau)
     network = build(classes, "softmax")
-    network.set_weights(label_head)
+    network.set_weights([array.astype(np.float16) for array in label_head])  # as the file has them
+    *_, kernel, bias = (array.astype(np.float16) for array in weights)
     votes = (kernel[:, classes:], bias[classes:]) if bias.size > classes else None
+    metadata = _describe(data, options, network.count_params()) | {"started": started}
 
     print("\nMeasuring the model ...", flush=True)
-    # with all outputs, as the file gives them: the weights in float16
-    logits = build(bias.size, None)
-    bias = np.concatenate([label_head[-1], bias[classes:]])
-    logits.set_weights([array.astype(np.float16) for array in (*others, kernel, bias)])
-    metadata = _describe(data, options, network.count_params()) | {"started": started}
-    classifier, validation = Classifier(logits, metadata), data.splits["validation"]
+    litert, compiled = None, complete_network(network, votes)
+    if keras.config.backend() == "tensorflow":
+        with suppress_output():
+            litert, compiled = to_litert(compiled)
+    classifier, validation = Classifier(compiled, metadata), data.splits["validation"]
     views = [classifier.predict_proba(images) for images in (validation.images, validation.images[:, :, ::-1])]
     metadata["temperature"] = metrics.fit_temperature(views, validation.labels)
     evaluations = metrics.evaluate(classifier, validation, data.labels)
@@ -94,6 +96,9 @@ def write_model(
         os.replace(directory / "history.partial.csv", directory / "history.csv")
         report.write_report(directory, metadata, data, evaluations, corrupted, megabytes=len(content) / 1e6)
         _keep_previous(options.model, started)
+    with contextlib.suppress(OSError, RuntimeError):  # nowhere to keep it: compiled again when it is used
+        if litert:
+            write_cached(cache_name(file_digest(options.model), {}), metadata, litert)
     begun = f", started from {options.start_words}" if options.start_words else ""
     print(f"\nValidation, n = {len(validation.images)}, one run, seed {options.seed}{begun}:")
     print(metrics.format_tables(evaluations))

@@ -77,7 +77,7 @@ def test_the_file_and_what_is_said_beside_it_give_the_classifiers_probabilities(
     assert status == 0 and f"{path}, 0.0 MB" in printed and f"{path}.json" in printed
     faces = [synthetic.draw_face("happy", random, 96), synthetic.draw_face("sad", random, 200)]
     classifier = Classifier(exporter.CompiledNetwork(run_limited("compile", model)[1]), METADATA)
-    classifier.metadata |= {"scaling": "symmetric", "temperature": 0.5}
+    classifier.metadata = classifier.metadata | {"scaling": "symmetric", "temperature": 0.5}
     labels, probabilities, votes = by_description(path, faces)
     assert tuple(labels) == classifier.labels and probabilities.std() > 0.01
     np.testing.assert_allclose(probabilities, classifier.predict_proba(faces), atol=1e-4)
