@@ -408,11 +408,12 @@ def joined_along_the_batch(path):
 
 def infinite_logits(path):
     with unsealed(path) as file:
+        file["model_weights/dense/net/dense/kernel"][:, 0] = 3e38
         file["model_weights/dense/net/dense/bias"][0] = 3e38
         config = json.loads(file.attrs["model_config"])
         config["config"]["layers"][-1]["config"]["activation"] = "linear"
         file.attrs["model_config"] = json.dumps(config)
-    write_metadata(path, METADATA | {"temperature": 0.01})
+    write_metadata(path, METADATA)
 
 
 def one_array_often(path):

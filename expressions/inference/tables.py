@@ -52,48 +52,59 @@ def append(file: IO[bytes], data: bytes) -> None:
 class Table(contextlib.AbstractContextManager):
     """A file of rows, used within `with`: .csv, or .jsonl with one JSON object per line. STDOUT gets as `suffix` which.
 
-    The rows of a frame go to the system at once, so a program that is killed leaves whole rows. An old file is
-    overwritten when the first frame comes. What is not UTF-8 in the name of a source is escaped; see also `path_cell`
-    and `class_cells`.
+    The rows of a frame go to the system at once, so a program that is killed leaves whole rows. A new .csv begins with
+    the columns' names, though no source may be readable; an old file is overwritten when the first frame comes. What is
+    not UTF-8 in the name of a source is escaped; see also `path_cell` and `class_cells`.
 
-    Raises UserError where the file exists and `overwrite` is False, another program writes it, or it can't be written;
-    then `failed` is True and the file has the rows until there.
+    Raises UserError where the file has rows and `overwrite` is False, another program writes it, or it can't be
+    written; then `failed` is True and the file has the rows until there.
     """
 
     def __init__(self, path: Path, labels: tuple[str, ...], overwrite: bool = False, suffix: str = ""):
         self.path, self.suffix = Path(path), suffix or Path(path).suffix.lower()
         self.class_cells = dict(zip(labels, class_cells(labels), strict=True))
         self.columns, self.piped = [*COLUMNS, *self.class_cells.values()], self.path == STDOUT
-        self.failed, self.is_begun, self.is_new = False, False, not (self.piped or self.path.exists())
+        self.header = _csv_lines([self.columns]) if self.suffix == ".csv" else b""
+        self.failed, self.is_begun, is_new = False, False, not (self.piped or self.path.exists())
         if self.piped:  # what Python prints may go elsewhere
             self.file = open(1, "wb", buffering=0, closefd=False)
             return
         try:
-            self.file = open(path, "ab" if overwrite else "xb", buffering=0)
-        except FileExistsError:
-            raise UserError(f"{path}: exists already; choose another name, or give --overwrite") from None
+            if not (is_new or overwrite or self._is_empty()):
+                raise UserError(f"{path}: exists already; choose another name, or give --overwrite")
+            self.file = open(path, "xb" if is_new else "ab", buffering=0)
         except OSError as error:
             raise UserError(f"{path}: can't be written ({error.strerror})") from None
         lock_file(self.file, path)
+        if is_new:
+            self._append(b"")
 
     def write(self, source: str, frame: Frame, faces: list[Face]) -> None:
         """Append the faces in a frame of the source of this name."""
-        name = path_cell(source).encode(errors="backslashreplace").decode()
-        rows, text = [], io.StringIO(newline="")
+        name, rows = path_cell(source).encode(errors="backslashreplace").decode(), []
         for face in faces:
             numbers = [round(value, 4) for value in (face.confidence, *face.probabilities)]
             label = self.class_cells.get(face.label, face.label)
             rows.append([name, frame.number, round(frame.seconds, 3), face.track_id, *face.box, label, *numbers])
         if self.suffix == ".csv":
-            csv.writer(text).writerows(rows if self.is_begun else [self.columns, *rows])
+            self._append(_csv_lines(rows))
         else:
-            text.writelines(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in rows)
+            lines = [json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in rows]
+            self._append("".join(lines).encode())
+
+    def _is_empty(self):
+        if not self.path.is_file():
+            return False
+        with open(self.path, "rb") as file:
+            return file.read(len(self.header) + 1) in (b"", self.header)
+
+    def _append(self, lines):
         try:
             # a pipe can't be truncated, and what a shell's >> names shall not be
             if not (self.is_begun or self.piped) and stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):
                 self.file.truncate(0)
-            self.is_begun = True
-            append(self.file, text.getvalue().encode())
+            begin, self.is_begun = b"" if self.is_begun else self.header, True
+            append(self.file, begin + lines)
         except OSError as error:
             self.failed = True
             if self.piped:
@@ -102,8 +113,12 @@ class Table(contextlib.AbstractContextManager):
 
     def __exit__(self, *_):
         self.file.close()
-        if not self.is_begun and self.is_new:
-            self.path.unlink(missing_ok=True)
+
+
+def _csv_lines(rows):
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def import_pyarrow() -> ModuleType:
