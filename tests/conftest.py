@@ -188,6 +188,11 @@ def x_server(screen="1280x800x24", *options):
         server.wait()
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests, so that no worker has to wait for another at the end."""
+    items.sort(key=lambda item: "test_distributed" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def in_time(request):
     """What hangs is a failure."""

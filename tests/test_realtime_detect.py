@@ -200,8 +200,8 @@ def failing(case, tmp_path, trained, photo):
     broken = shutil.copy(trained, tmp_path / "broken.h5")
     if case == "unfit":
         write_metadata(broken, {"labels": ["one", "two"], "scaling": "unit"})
-    for name in ("empty.xml", "old.png", "old.csv"):
-        (tmp_path / name).touch()
+    for name, text in (("empty.xml", ""), ("old.png", ""), ("old.csv", "old")):
+        (tmp_path / name).write_text(text)
     save = ["--save", str(tmp_path / "out.png")]
     return {
         "camera": (["--source", "96", "--save", str(tmp_path / "out.avi")], "camera 96"),

@@ -127,12 +127,12 @@ def test_two_devices_of_one_process_train_as_one_does(start, data_folder, alone,
 @pytest.mark.slow
 def test_a_run_goes_on_after_a_process_was_lost_and_stops_as_one(start, data_folder, tmp_path):
     """The second is killed, the first falls silent, the second is asked to end; yet every epoch is there, once."""
-    model, epochs = tmp_path / "model.h5", 25
+    model, epochs = tmp_path / "model.h5", 16
     history, running = (tmp_path / "model" / name for name in ("history.csv", "history.partial.csv"))
     arguments = words(data_folder, model, epochs=epochs)
     for lost, how in ((1, signal.SIGKILL), (0, signal.SIGSTOP)):
         processes = start(*arguments, processes=2)
-        wait_for_epochs(processes, running, 2 if lost else 6)
+        wait_for_epochs(processes, running, 2 if lost else 4)
         processes[lost].send_signal(how)
         began = time.monotonic()
         status, _, error = ended([processes[1 - lost]], 150)[0]
@@ -145,7 +145,7 @@ def test_a_run_goes_on_after_a_process_was_lost_and_stops_as_one(start, data_fol
         if lost:
             arguments.append("--resume")
     processes = start(*arguments, processes=2)
-    wait_for_epochs(processes, running, 10)
+    wait_for_epochs(processes, running, 6)
     processes[1].send_signal(signal.SIGINT)
     first, second = ended(processes)
     assert (first[0], *second) == (0, 0, "", ""), (first, second)
