@@ -387,7 +387,7 @@ def test_the_scripts_say_it_in_one_line_and_end_with_2(model, fault, capsys):
     damage, words = FILES[fault]
     damage(model)
     for main, arguments in (
-        (realtime_detect.main, ["--source", "docs/faces.jpg", "--save", str(model.with_name("out.png")), "--model"]),
+        (realtime_detect.main, ["--source", "docs/faces.webm", "--save", str(model.with_name("out.mp4")), "--model"]),
         (train.main, ["--evaluate"]),
     ):
         assert main([*arguments, str(model)]) == 2
