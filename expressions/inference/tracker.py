@@ -199,7 +199,7 @@ class Tracker:
         """Move all faces to where their last images are; False, and none is moved, if a search has to find them."""
         found = []
         for track in self.tracks:
-            if not track.confirmed or track.last_detected < self.searched:
+            if track.score < CONFIRM_SCORE or track.last_detected < self.searched:  # weak, new or missed
                 return False
             size = track.smoothed[2] + track.smoothed_velocity[2] * (seconds - track.last_seen)  # no template tells it
             face = track.match_template(gray, track.predict(seconds)._replace(size=math.exp(size)))
