@@ -123,7 +123,8 @@ def load_rival():
 
 def quantiles(milliseconds):
     middle, slow, slowest = np.percentile(milliseconds, (50, 95, 100))
-    return f"{middle:.1f} ms a frame (median of {len(milliseconds)}; 95 % within {slow:.1f}, all within {slowest:.1f})"
+    spread = f"mean {statistics.mean(milliseconds):.1f}, 95 % within {slow:.1f}, all within {slowest:.1f}"
+    return f"{middle:.1f} ms a frame (median of {len(milliseconds)}; {spread})"
 
 
 def seconds_to_first_row(video, table):

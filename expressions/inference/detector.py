@@ -2,7 +2,7 @@
 
 A search of a whole frame with a cascade takes as long as many frames may take. So in a video it searches less: the
 surroundings of known faces (`detect_near`), and one slice of the frame for new faces (`scan_slice`); eight slices cover
-the frame. YuNet searches every frame as a whole.
+the frame. YuNet searches frames as a whole.
 """
 
 import contextlib
@@ -48,11 +48,12 @@ class HaarDetector:
 
     Attributes:
         box_scale, box_shift: FER2013 crops faces this much wider than the cascade, and lower by this share.
+        search_every: A video's frames are searched, one of so many where all faces are found by their last images.
 
     Raises UserError where the cascade's XML file is missing or unfit, or this OpenCV has no cascade classifier.
     """
 
-    box_scale, box_shift = 1.05, 0.04
+    box_scale, box_shift, search_every = 1.05, 0.04, 1
 
     def __init__(self, path: str | os.PathLike = CASCADE):
         if not hasattr(cv2, "CascadeClassifier"):
@@ -146,7 +147,7 @@ class YuNetDetector:
     YuNet's.
     """
 
-    box_scale, box_shift = 1.0, 0.0
+    box_scale, box_shift, search_every = 1.0, 0.0, 3
 
     def __init__(self, content: bytes, name: str = "YuNet"):
         weights, nothing = np.frombuffer(content, np.uint8), np.empty(0, np.uint8)

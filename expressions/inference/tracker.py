@@ -20,6 +20,7 @@ from expressions.inference.types import Box, Detection, Face
 
 WIDE_ROI_SCALE = 2.2  # width of the region where a lost face is searched, in widths of the face
 TEMPLATE_SIZE, MIN_SIMILARITY = 24, 0.6  # pixels of a face's last image; least correlation with the same face
+SUBPIXELS = 4  # places between two of these pixels; at whole ones alone, the box would shake
 
 SINGLE_FRAME_SCORE = 2.0  # mean of both mirror images; a face of this score is shown in the first frame
 SCORE_GAIN = 0.3  # weight of the newest score in the running mean over frames
@@ -67,11 +68,13 @@ class Track:
         roi, left, top, scale = crop_roi(gray, place, 2, TEMPLATE_SIZE)
         if min(roi.shape) < TEMPLATE_SIZE:
             return None
-        _, similarity, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(roi, self.template, cv2.TM_CCOEFF_NORMED))
+        similarities = cv2.matchTemplate(roi, self.template, cv2.TM_CCOEFF_NORMED)
+        similarities = cv2.resize(similarities, None, fx=SUBPIXELS, fy=SUBPIXELS, interpolation=cv2.INTER_CUBIC)
+        _, similarity, _, corner = cv2.minMaxLoc(similarities)
         if similarity <= MIN_SIMILARITY:
             return None
-        half = TEMPLATE_SIZE / 2
-        return Detection((x + half) / scale + left, (y + half) / scale + top, place.size)
+        x, y = ((value + 0.5) / SUBPIXELS + (TEMPLATE_SIZE - 1) / 2 for value in corner)
+        return Detection(x / scale + left, y / scale + top, place.size)
 
     def update_position(self, face: Detection, seconds: float) -> None:
         """Move to where the face is at a later time."""
@@ -143,6 +146,7 @@ class Tracker:
         self.detector, self.frames, self.new_ids = detector, 0, itertools.count(1)
         self.tracks, self.visible = [], []  # all faces that are followed; those in the latest frame
         self.latest = None, None, None  # frame: its thumbnail, shape and time
+        self.searched = None  # when a frame was last searched
 
     def update(self, gray: np.ndarray, seconds: float | None) -> list[Track]:
         """Return the tracks of the faces that are seen in the next frame, uint8 (height, width), by track_id.
@@ -151,9 +155,8 @@ class Tracker:
         takes a cascade about ten times as long. `seconds` is None for an image, which is searched in full size.
         """
         if seconds is None:
-            seconds, scale, self.tracks = 0.0, 1, []
-            for face in self.detector.detect_image(gray):
-                self.tracks.append(Track(next(self.new_ids), face, seconds, gray, CONFIRM_SCORE))
+            seconds, scale, found = 0.0, 1, self.detector.detect_image(gray)
+            self.tracks = [Track(next(self.new_ids), face, seconds, gray, CONFIRM_SCORE) for face in found]
         else:
             gray, scale = downscale(gray)
             self._follow(gray, seconds)
@@ -174,20 +177,38 @@ class Tracker:
 
     def _follow(self, gray, seconds):
         if self._is_scene_change(gray, seconds):
-            self.tracks = []
+            self.tracks, self.searched = [], seconds
             for face in self.detector.detect(gray):
                 score = max(CONFIRM_SCORE, face.score) if face.score >= SINGLE_FRAME_SCORE else face.score
                 self.tracks.append(Track(next(self.new_ids), face, seconds, gray, score))
             return
+        index, self.frames = self.frames, self.frames + 1
+        if index % self.detector.search_every and self._follow_templates(gray, seconds):
+            return
+        self.searched = seconds
         expected = [track.predict(seconds) for track in self.tracks]
-        found = self.detector.detect_next(gray, expected, self.frames)
-        self.frames += 1
+        found = self.detector.detect_next(gray, expected, index)
         unmatched = self._associate(found, expected, gray, seconds)
         for track in [track for track in self.tracks if track.last_seen < seconds]:
             self._recover_lost(track, unmatched, gray, seconds)
         for face in unmatched:
             if all(iou(face, track.predict(seconds)) < NEW_FACE_IOU for track in self.tracks):
                 self.tracks.append(Track(next(self.new_ids), face, seconds, gray, SCORE_GAIN * face.score))
+
+    def _follow_templates(self, gray, seconds):
+        """Move all faces to where their last images are; False, and none is moved, if a search has to find them."""
+        found = []
+        for track in self.tracks:
+            if track.score < CONFIRM_SCORE or track.last_detected < self.searched:  # weak, new or missed
+                return False
+            size = track.smoothed[2] + track.smoothed_velocity[2] * (seconds - track.last_seen)  # no template tells it
+            face = track.match_template(gray, track.predict(seconds)._replace(size=math.exp(size)))
+            if not face or any(iou(face, other) > OCCLUSION_IOU for other in found):
+                return False
+            found.append(face)
+        for track, face in zip(self.tracks, found, strict=True):
+            track.update_position(face, seconds)
+        return bool(found)
 
     def _is_scene_change(self, gray, seconds):
         thumbnail = cv2.resize(gray, (32, 24), interpolation=cv2.INTER_AREA)

@@ -89,6 +89,40 @@ def test_a_new_face_is_seen_soon_and_at_once_in_a_new_scene(detector, faces):
     assert len(tracker.update(frame([(faces[1], 300, 200)]), 1 / RATE)) == 1
 
 
+def test_yunet_searches_every_third_frame_as_long_as_it_finds_all_faces(detector, faces, monkeypatch):
+    """And every frame while a face is new or hidden, or none is there; Haar searches every frame."""
+    searched, detect_next = [], detector.detect_next
+
+    def search(gray, expected, index):
+        searched.append(index)
+        return detect_next(gray, expected, index)
+
+    def indices(videos):
+        searched.clear()
+        shown = [len(middles) for middles in follow(detector, videos)]
+        return list(searched), shown
+
+    monkeypatch.setattr(detector, "detect_next", search)
+    here, there, every = (faces[0], 60, 180), (faces[1], 400, 180), list(range(18))
+    assert indices([[]] * 19)[0] == every
+    assert indices([[here]] * 19) == (every[:: detector.search_every], [1] * 19)
+    for left in (here, there):  # the other one is hidden in the frames 5 to 14
+        seen, shown = indices([[here, there]] * 5 + [[left]] * 10 + [[here, there]] * 4)
+        assert set(every[4:14]) <= set(seen) and shown[0] == shown[-1] == 2 and shown[14] == 1
+    seen, shown = indices([[here]] * 8 + [[here, there]] * 11)  # the new one is found in the frame 10 and shown soon
+    assert set(every[9:11]) <= set(seen) and 2 in shown[:13]
+
+
+def test_the_last_image_of_a_face_is_found_between_its_pixels(detector, faces):
+    """They are five pixels of the frame wide here; without it, the box of a face that moves slowly would shake."""
+    tracker = Tracker(detector)
+    [track] = tracker.update(frame([(faces[0], 260, 180)]), 0.0)
+    before = track.match_template(frame([(faces[0], 260, 180)]), track.predict(0.0))
+    for across, down in ((2, 1), (-3, 2), (7, -2)):
+        face = track.match_template(frame([(faces[0], 260 + across, 180 + down)]), track.predict(0.0))
+        assert abs(face.x - before.x - across) < 1.3 and abs(face.y - before.y - down) < 1.3, (across, down, face)
+
+
 def test_two_people_who_pass_each_other_keep_their_numbers(detector, faces):
     """They pass at a distance, and one partly before the other."""
     for apart in (130, 70):
