@@ -124,10 +124,7 @@ class Window:
 
 
 def show_image(path: Path) -> None:
-    """Show an image file in a window until a key is pressed. Without a screen, print where the file is."""
-    if not screen_size():
-        print(f"There is no screen to show an image on; open {path}.")
-        return
+    """Show an image file in a window until a key is pressed. Where there can be none, print where the file is."""
     image = read_image(path)
     try:
         with Window(f"{path.stem}: any key goes on") as window:
@@ -135,4 +132,4 @@ def show_image(path: Path) -> None:
             while window.show(image) == "":
                 time.sleep(0.02)
     except UserError:
-        print(f"This OpenCV can't open windows; open {path}.")
+        print(f"There is no screen, or this OpenCV has no windows; open {path}.")
