@@ -49,12 +49,13 @@ class RememberingDetector:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder of SET/CLASS/*.jpg")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take one in so many images")
     parser.add_argument("--model", type=Path, default=MODEL, help="a model from train.py")
     parser.add_argument("--floor", nargs="*", default=[], metavar="NAME=PERCENT", help="least mean over all, as shown")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     floors = {name: float(percent) for name, percent in (floor.split("=") for floor in options.floor)}
-    paths = sorted(path for path in options.data.glob("*/*/*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in options.data.glob("*/*/*") if path.suffix.lower() in SUFFIXES)[:: options.every]
     if not paths:
         parser.error(f"{options.data}: no images in SET/CLASS")
     low = []

@@ -8,6 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
+from expressions.training import report
+
+SMALL_GRID = (4, 2)  # of images in a report, for to draw them takes longer than to train the small network
 
 
 def small_network(outputs, activation):
@@ -18,11 +21,15 @@ def small_network(outputs, activation):
 
 
 def use_small_network():
-    train.NETWORKS["compact"] = small_network
+    train.NETWORKS["compact"], report.GRID = small_network, SMALL_GRID
 
 
-def main_in_fork(arguments, environment, output, small):
-    """Run as a program of its own, in a process that was forked from one that has imported this module."""
+def main_in_fork(arguments, environment, output, small, leads):
+    """Run as a program of its own, in a process that was forked from one that has imported this module.
+
+    Where it leads a session, and `output` is a terminal, the end of that ends it as well."""
+    if leads:
+        os.setsid()
     with open(output, "ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import cv2
 import pytest
+import runs
 from conftest import (
     ENVIRONMENT,
     ROOT,
@@ -186,11 +187,10 @@ def test_a_terminal_that_is_closed_while_a_video_is_labelled(tmp_path, trained, 
 @pytest.mark.parametrize("is_hung_up", [True, False], ids=["SIGHUP", "no signal"])
 def test_a_terminal_that_is_closed_while_training(tmp_path, data_folder, is_hung_up):
     """A program that was disowned gets no signal, and goes on to its end."""
-    model, epochs = tmp_path / "model.h5", 5000 if is_hung_up else 50
-    words = command(SMALL_TRAIN, "--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", epochs)
+    model, epochs = tmp_path / "model.h5", 5000 if is_hung_up else 8
     with terminal() as (its, close_terminal):
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), its)
-        process = begin(its, words) if is_hung_up else subprocess.Popen(words, **streams, env=ENVIRONMENT)
+        place = {"terminal": os.ttyname(its), "leads": is_hung_up}
+        process = runs.begin(*runs.words(data_folder, model, epochs=epochs), **place)
         wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
         if is_hung_up:
             assert close(process, close_terminal) == 0
@@ -199,7 +199,7 @@ def test_a_terminal_that_is_closed_while_training(tmp_path, data_folder, is_hung
             assert process.wait(200) == 0
     rows = read_rows(tmp_path / "model" / "history.csv")
     assert read_metadata(model) and (tmp_path / "model" / "README.md").exists()
-    assert len(rows) < 5000 if is_hung_up else len(rows) == 50
+    assert len(rows) < 5000 if is_hung_up else len(rows) == 8
 
 
 @pytest.mark.faults
