@@ -34,9 +34,9 @@ class Run:
     It has what tests need of Popen.
     """
 
-    def __init__(self, arguments, environment, small, terminal, leads):
-        self.output = terminal or tempfile.NamedTemporaryFile("r")
-        arguments = arguments, environment, terminal or self.output.name, small, leads
+    def __init__(self, arguments, environment, small):
+        self.output = tempfile.NamedTemporaryFile("r")
+        arguments = arguments, environment, self.output.name, small
         self.process = fork_server().Process(target=main_in_fork, args=arguments)
         self.process.start()
         self.pid = self.process.pid
@@ -48,8 +48,8 @@ class Run:
     def poll(self):
         return self.process.exitcode
 
-    def wait(self, seconds=300):
-        self.process.join(seconds)
+    def wait(self):
+        self.process.join(300)
         return self.process.exitcode
 
     def communicate(self):
@@ -63,10 +63,9 @@ class Run:
         self.process.kill()
 
 
-def begin(*arguments, small=True, terminal=None, leads=False, **environment):
-    """Start train.py, by default with a small network; what it prints goes to the terminal of this path, if there is
-    one, and the process leads a session of its own there if it says so."""
-    return Run(arguments, environment, small, terminal, leads)
+def begin(*arguments, small=True, **environment):
+    """Start train.py, by default with a small network."""
+    return Run(arguments, environment, small)
 
 
 def run_without_privileges(*arguments):

@@ -24,12 +24,8 @@ def use_small_network():
     train.NETWORKS["compact"], report.GRID = small_network, SMALL_GRID
 
 
-def main_in_fork(arguments, environment, output, small, leads):
-    """Run as a program of its own, in a process that was forked from one that has imported this module.
-
-    Where it leads a session, and `output` is a terminal, the end of that ends it as well."""
-    if leads:
-        os.setsid()
+def main_in_fork(arguments, environment, output, small):
+    """Run as a program of its own, in a process that was forked from one that has imported this module."""
     with open(output, "ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

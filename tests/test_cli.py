@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import cv2
 import pytest
-import runs
 from conftest import (
     ENVIRONMENT,
     ROOT,
@@ -188,9 +187,10 @@ def test_a_terminal_that_is_closed_while_a_video_is_labelled(tmp_path, trained, 
 def test_a_terminal_that_is_closed_while_training(tmp_path, data_folder, is_hung_up):
     """A program that was disowned gets no signal, and goes on to its end."""
     model, epochs = tmp_path / "model.h5", 5000 if is_hung_up else 8
+    words = command(SMALL_TRAIN, "--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", epochs)
     with terminal() as (its, close_terminal):
-        place = {"terminal": os.ttyname(its), "leads": is_hung_up}
-        process = runs.begin(*runs.words(data_folder, model, epochs=epochs), **place)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), its)
+        process = begin(its, words) if is_hung_up else subprocess.Popen(words, **streams, env=ENVIRONMENT)
         wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
         if is_hung_up:
             assert close(process, close_terminal) == 0
