@@ -91,18 +91,18 @@ def detect(options: argparse.Namespace) -> int:
         raise UserError("--size: goes with a camera; videos and images have their own")
     # outputs: checked before any work is done
     outputs = Outputs(options, names)
+    several, failures = outputs.folder is not None, 0
     # the only source, such as a camera, is opened before a model is compiled for it
-    opened = Source(names[0], options.size) if outputs.folder is None else None
-    with opened or nullcontext():
+    with nullcontext() if several else Source(names[0], options.size) as opened:
         # model: the trained network (.h5), and the Haar cascade, or another detector, that finds the faces
         recognizer = ExpressionRecognizer(model=options.model, detector=options.detector)
         viewer = Viewer(recognizer, options.bars) if outputs.windowed else None
-        several, failures = outputs.folder is not None, 0
         with outputs.open(recognizer.labels), viewer.window if viewer else nullcontext():
             for name in tqdm(names, unit=" files", leave=False, disable=None if several else True):
                 try:
-                    if not label_source(opened or Source(name, options.size), recognizer, outputs, viewer):
-                        break
+                    with nullcontext(opened) if opened else Source(name, options.size) as source:
+                        if not label_source(source, recognizer, outputs, viewer):
+                            break
                 except UserError as error:
                     cli.print_error(PROGRAM, error)
                     failures += 1
@@ -120,7 +120,7 @@ def detect(options: argparse.Namespace) -> int:
 def label_source(source: Source, recognizer: ExpressionRecognizer, outputs: Outputs, viewer: Viewer | None) -> bool:
     """Label the faces of one source, frame by frame. Returns whether to go on with the next source."""
     # source: all frames of a file, or the newest one of a camera
-    with source, outputs.record(source) as recorder:
+    with outputs.record(source) as recorder:
         recognizer.reset(math.inf if source.live else SEGMENT_SECONDS)
         annotator = overlay.Annotator(recognizer.labels, outputs.options.bars)
         title, hidden = cli.escape_unprintable(source.name), None if source.frame_count else True

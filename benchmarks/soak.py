@@ -83,7 +83,8 @@ def soak(address, folder, account, minutes):
             meter.end = meter.began + 60 * end
             while time.monotonic() < meter.end:
                 try:
-                    realtime_detect.label_source(Source(address), recognizer, outputs, meter)
+                    with Source(address) as source:
+                        realtime_detect.label_source(source, recognizer, outputs, meter)
                 except UserError as error:
                     if "lost, and not back" not in str(error) and "can't be opened" not in str(error):
                         raise

@@ -160,7 +160,7 @@ class Classifier:
         # votes for other answers, in the last column, are left out
         parts = [(1 - votes, slice(classes), self.metadata.get("temperature", 1)), (votes, slice(classes, -1), 1)]
         weighted = [
-            np.float32(weight) * _softmax(logits[:, columns], np.float32(temperature))
+            np.float32(weight) * softmax(logits[:, columns], np.float32(temperature))
             for logits in views
             for weight, columns, temperature in parts
             if weight
@@ -173,16 +173,20 @@ class Classifier:
         return SCALINGS[self.metadata["scaling"]](pixels)[..., None].repeat(self.channels, axis=3)
 
 
-def _softmax(logits, temperature):
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities along the last axis, which may be empty, of `logits`; of the same shape and type."""
     with np.errstate(over="ignore"):
-        powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
-    return powers / powers.sum(axis=1, keepdims=True)
+        powers = np.exp((logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)) / temperature)
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file, in hexadecimal digits. Raises UserError where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # without the file's name where reading fails
+        raise UserError(f"{path}: can't be read ({error.strerror}); copy it anew, or name another file") from None
 
 
 def cache_name(model: str, given: dict) -> str:

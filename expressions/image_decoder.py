@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -124,7 +125,7 @@ def serve() -> None:
         kind, size, seconds = json.loads(line)
         pixels = b""
         try:
-            _limit_resources(seconds)
+            limit_resources(CPU=seconds + int(time.process_time()), DATA=MAX_DECODE_BYTES)
             pixels = _decode_here(ImageInfo(kind, sys.stdin.buffer.read(size), alpha=True))
             reply = pixels.shape
         except UserError as error:
@@ -134,12 +135,12 @@ def serve() -> None:
         sys.stdout.buffer.flush()
 
 
-def _limit_resources(seconds):
+def limit_resources(**limits: int) -> None:
+    """Limit what this process may take: CPU in seconds since it began, DATA (memory) and FSIZE (of a file) in bytes."""
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        seconds += int(usage.ru_utime + usage.ru_stime)
-        for limit, value in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MAX_DECODE_BYTES)):
-            with contextlib.suppress(ValueError):  # the system allows less
-                resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+        for name, limit in limits.items():
+            kind = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(kind)[1]  # nobody can raise it, and the user may have lowered it
+            resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -4,13 +4,12 @@ A LiteRT file needs no TensorFlow to run, and is faster than Keras. `model_file.
 `python -m expressions.model_compiler` compiles the shipped model, after it has changed.
 """
 
-import contextlib
 import json
 import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +28,7 @@ from expressions.classifier import (
     seal,
 )
 from expressions.files import suppress_output
+from expressions.image_decoder import limit_resources
 from expressions.model_file import MAX_FILE_BYTES, run_sandboxed
 from expressions.model_validation import check_finite, dump_weights, read_votes_layer, unpack, validate_model_file
 
@@ -42,6 +42,8 @@ MAX_OPERATIONS = 2**40  # of floating-point numbers, for that many faces; DenseN
 def check_main() -> None:
     """Do what `model_file.run_sandboxed` asks for, within limits, and write the result to stdout."""
     action, path, given = sys.argv[2:]
+    if hasattr(signal, "SIGXFSZ"):  # not on Windows
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; so too large a file ends the process as well
     with suppress_output():
         result = run(action, path, **json.loads(given))
     sys.stdout.buffer.write(result)
@@ -52,30 +54,20 @@ def run(action: str, path: str, **given: object) -> bytes:
     content = b""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _limit_resources(CHECK_SECONDS)
+            # not AS: TensorFlow reserves far more addresses than it uses
+            limit_resources(CPU=CHECK_SECONDS, DATA=MAX_MEMORY_BYTES, FSIZE=2 * MAX_FILE_BYTES)
             hdf5, described = unpack(Path(path), Path(folder))
             metadata, config = validate_model_file(hdf5, described, **given)
             if action == "weights":
                 content = dump_weights(hdf5)
             if action in CONVERTERS:
-                _limit_resources(COMPILE_SECONDS)
-                content = compile_network(hdf5, metadata, config, CONVERTERS[action])
+                limit_resources(CPU=COMPILE_SECONDS)
+                content, network = compile_network(hdf5, metadata, config, action)
+                if action in EXPORTS:
+                    metadata |= {"input_shape": network.input_shape, "output_shape": network.output_shape}
     except (UserError, OSError) as error:  # a full disk
         metadata = str(error)[:1000]
     return json.dumps(metadata).encode() + b"\n" + content
-
-
-def _limit_resources(seconds):
-    with contextlib.suppress(ImportError):  # Windows has none
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; so too large a file ends the process as well
-        # not RLIMIT_AS: TensorFlow reserves far more addresses than it uses
-        limits = {"RLIMIT_CPU": seconds, "RLIMIT_DATA": MAX_MEMORY_BYTES, "RLIMIT_FSIZE": 2 * MAX_FILE_BYTES}
-        for name, limit in limits.items():
-            kind = getattr(resource, name)
-            hard = resource.getrlimit(kind)[1]  # nobody can raise it, and the user may have lowered it
-            resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def to_litert(network: Any, float16: bool = False) -> tuple[bytes, CompiledNetwork]:
@@ -90,10 +82,6 @@ def to_litert(network: Any, float16: bool = False) -> tuple[bytes, CompiledNetwo
     return content, CompiledNetwork(content)
 
 
-def _to_float16_litert(network):
-    return to_litert(network, float16=True)
-
-
 def _to_onnx(network):
     import onnx.reference  # it computes what the standard says
 
@@ -106,20 +94,23 @@ def _to_onnx(network):
     return content, SimpleNamespace(**shapes, predict_on_batch=lambda faces: evaluator.run(None, {name: faces})[0])
 
 
-CONVERTERS = {"compile": to_litert, "compile in float16": _to_float16_litert, "onnx": _to_onnx}
+EXPORTS = {"tflite": to_litert, "onnx": _to_onnx}
+CONVERTERS = {"compile": to_litert, "compile in float16": lambda network: to_litert(network, True), **EXPORTS}
 
 
-def compile_network(path: str | Path, metadata: dict, config: dict, convert: Callable = to_litert) -> bytes:
+def compile_network(path: str | Path, metadata: dict, config: dict, action: str = "compile") -> tuple[bytes, Any]:
     """Compile the network of a validated model file by one of CONVERTERS; UserError where that goes wrong.
 
-    The result, a LiteRT or ONNX file, gives the probabilities that Keras gives.
+    Returns the content of a LiteRT or ONNX file, which gives the probabilities that Keras gives, and what runs it.
     """
     # enlarged to a face's size, these are soft blobs; on noise networks are certain, and so hard to tell apart
     faces = np.random.default_rng(0).integers(0, 256, (SAMPLES, 8, 8), np.uint8)
+    failed = "Keras can't load this model"
     try:
         network = complete_network(_build_network(path, config, metadata["labels"]), read_votes_layer(path))
         expected = _predict_all(network, metadata, faces)  # may fail where the converter takes minutes to
-        content, compiled = convert(network)
+        failed = f"its network can't be converted to {'ONNX' if action == 'onnx' else 'LiteRT'}"
+        content, compiled = CONVERTERS[action](network)
         # a face alone gets what it gets among others, and so does each of many after that
         actual = [_predict_all(compiled, metadata, faces[:count]) for count in (SAMPLES, 1, SAMPLES)]
     except UserError:
@@ -130,12 +121,12 @@ def compile_network(path: str | Path, metadata: dict, config: dict, convert: Cal
         text = str(error).strip() or type(error).__name__
         # TensorFlow's texts begin with the way to an error
         line = (re.search(r"\w+Error: +(\S.*)", text) or re.search("(.*)", text))[1]
-        raise UserError(f"Keras can't load this model ({line[:200]}); train it again") from None
+        raise UserError(f"{failed} ({line[:200]}); train it again") from None
     expected, actual = (np.concatenate(each, axis=1) for each in ((expected, expected[:, :1], expected), actual))
-    tolerance = FLOAT16_TOLERANCE if convert is _to_float16_litert else TOLERANCE
+    tolerance = FLOAT16_TOLERANCE if "float16" in action else TOLERANCE
     if (actual.argmax(axis=2) != expected.argmax(axis=2)).any() or np.abs(actual - expected).max() > tolerance:
         raise UserError("its compiled network differs from Keras's; train it again")
-    return content
+    return content, compiled
 
 
 def _predict_all(network, metadata, faces):

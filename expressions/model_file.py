@@ -120,8 +120,8 @@ def run_sandboxed(action: str, path: str | os.PathLike, **given: object) -> tupl
     """Open a model file in another process with limited time, memory and output; see `model_compiler.check_main`.
 
     Returns the metadata, replaced by what is `given`, and the content for the action: for "weights" an .npz file, for
-    "compile" a LiteRT file, for "onnx" an ONNX file, for "metadata" nothing. Raises UserError where the file is
-    missing, damaged or unsafe, lacks metadata, or takes more than the limits.
+    "compile" a LiteRT file, for "metadata" nothing, for "tflite" and "onnx" such a file, and its shapes in
+    the metadata. Raises UserError where the file is missing, damaged or unsafe, lacks metadata, or exceeds the limits.
     """
     check_path(path)
     code = "import sys; sys.path.insert(0, sys.argv[1]); from expressions import model_compiler as m; m.check_main()"

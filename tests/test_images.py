@@ -253,10 +253,10 @@ def test_what_takes_too_long_is_stopped_and_the_next_image_is_read(monkeypatch):
 @needs_root
 def test_a_system_that_allows_less_memory_than_an_image_may_take():
     code = """import resource as r; from expressions import image_decoder
-r.setrlimit(r.RLIMIT_DATA, (2**31,) * 2); image_decoder._limit_resources(30)
-print(r.getrlimit(r.RLIMIT_DATA)[0], r.getrlimit(r.RLIMIT_CPU)[0] < 60)"""
+r.setrlimit(r.RLIMIT_DATA, (2**31,) * 2); image_decoder.limit_resources(CPU=30, DATA=2**32)
+print(r.getrlimit(r.RLIMIT_DATA)[0], r.getrlimit(r.RLIMIT_CPU)[0])"""
     words = ["setpriv", "--bounding-set=-sys_resource", sys.executable, "-c", code]
-    assert subprocess.check_output(words, cwd=ROOT, text=True).split() == [str(2**31), "True"]
+    assert subprocess.check_output(words, cwd=ROOT, text=True).split() == [str(2**31), "30"]
 
 
 @pytest.mark.faults

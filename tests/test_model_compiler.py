@@ -94,6 +94,25 @@ def test_a_deep_network_that_uses_a_layer_again_and_tells_no_size(tmp_path):
     np.testing.assert_allclose(classifier.predict_proba([face]), expected / expected.sum(), atol=1e-6)
 
 
+def test_a_file_is_checked_within_20_seconds_and_compiled_within_180(model, monkeypatch):
+    limits, steps = {}, []
+    monkeypatch.setattr(model_compiler, "limit_resources", lambda **given: limits.update(given))
+
+    def timed(name, step):
+        monkeypatch.setattr(
+            model_compiler,
+            name,
+            lambda *given, **named: (steps.append((name, limits["CPU"])), step(*given, **named))[1],
+        )
+
+    timed("unpack", model_compiler.unpack)
+    timed("validate_model_file", model_compiler.validate_model_file)
+    timed("compile_network", lambda *_: (b"a network", None))
+    assert model_compiler.run("compile", str(model)).endswith(b"\na network")
+    assert steps == [("unpack", 20), ("validate_model_file", 20), ("compile_network", 180)]
+    assert limits["DATA"] == 2**32 and limits["FSIZE"] == 2**31
+
+
 @pytest.mark.parametrize("what", ["label", "vote"])
 def test_a_network_that_says_something_else_is_not_used(model, monkeypatch, what):
     """In this process, where the compiled network can be changed."""
@@ -387,7 +406,7 @@ def test_the_scripts_say_it_in_one_line_and_end_with_2(model, fault, capsys):
     damage, words = FILES[fault]
     damage(model)
     for main, arguments in (
-        (realtime_detect.main, ["--source", "docs/faces.jpg", "--save", str(model.with_name("out.png")), "--model"]),
+        (realtime_detect.main, ["--source", "docs/faces.webm", "--save", str(model.with_name("out.mp4")), "--model"]),
         (train.main, ["--evaluate"]),
     ):
         assert main([*arguments, str(model)]) == 2

@@ -104,9 +104,15 @@ def endless(tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.slow
 def test_a_file_that_hdf5_never_ends_to_read(endless):
-    refused(endless, STOPPED, seconds=2)
+    refused(endless, STOPPED, seconds=1)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that can't be read, as on a bad disk")
+def test_a_file_that_can_t_be_read_is_named():
+    with pytest.raises(UserError, match="^/proc/self/mem: can't be read .Input/output error."):
+        Classifier.load("/proc/self/mem")
 
 
 # the process itself

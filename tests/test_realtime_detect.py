@@ -46,6 +46,14 @@ def test_an_image_comes_back_with_box_and_label(tmp_path, trained, photo, frame)
     assert 60 < rows[0] < 200 and 300 < rows[-1] < 440 and 150 < columns[0] < 260 and 380 < columns[-1] < 480
 
 
+@pytest.mark.parametrize("model, status", [(realtime_detect.MODEL, 0), ("none.h5", 2)])
+def test_the_only_source_is_closed_once(tmp_path, photo, monkeypatch, model, status):
+    closed = []
+    monkeypatch.setattr(Source, "__exit__", lambda self, *_: closed.append(self.address))
+    options = ["--source", str(photo), "--model", str(model), "--csv", str(tmp_path / "seen.csv"), "--no-window"]
+    assert realtime_detect.main(options) == status and closed == [str(photo)]
+
+
 def test_a_video_comes_back_frame_by_frame(detect, tmp_path, video):
     status, said, error = detect("--source", video, "--save", tmp_path / "out.mp4")
     assert status == 0, error

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from expressions.files import atomic_write
 from expressions.inference.overlay import Annotator, draw_status, place_status
-from expressions.inference.recognizer import ExpressionRecognizer
+from expressions.inference.recognizer import NEUTRAL, ExpressionRecognizer
 from expressions.inference.sources import Source
 from expressions.inference.types import Face
 from expressions.window import Window
@@ -28,6 +28,7 @@ class Viewer:
     def __init__(self, recognizer: ExpressionRecognizer, bars: bool):
         self.window, self.annotator, self.source = Window("Expressions"), Annotator(recognizer.labels, bars), None
         self.recognizer = recognizer
+        self.keys = KEYS if NEUTRAL in recognizer.labels else KEYS.replace("n neutral  ", "")
         self.mirrored, self.keys_hidden = False, False  # mirrored: compared to what is usual for the source
         self.last, self.fps = None, 0.0  # time of the last frame; frames per second, smoothed
         self.images = []  # source and faces of each one shown so far, to go back to
@@ -71,7 +72,7 @@ class Viewer:
             width, image = image.shape[1], cv2.flip(image, 1)
             boxes = [face.box._replace(x=width - face.box.x - face.box.width) for face in faces]
             faces = [face._replace(box=box) for face, box in zip(faces, boxes, strict=True)]
-        status = "" if self.keys_hidden else IMAGE_KEYS if source.is_image else KEYS
+        status = "" if self.keys_hidden else IMAGE_KEYS if source.is_image else self.keys
         fps = f"{self.fps:.0f} frames/s" if self.last and self.fps else ""
         status = "   ".join(filter(None, [fps, self.recognizer.neutral_status, status]))
         drawn = self.annotator.draw(image, faces, [place_status(image, status)[0]] if status else [])
@@ -86,10 +87,18 @@ class Viewer:
         elif key == "m":
             self.mirrored = not self.mirrored
         elif key == "n":
-            self.recognizer.toggle_neutral()
+            self._toggle_neutral()
         elif key == "h":
             self.keys_hidden = not self.keys_hidden
         return key
+
+    def _toggle_neutral(self):
+        before = self.recognizer.neutral_status
+        self.recognizer.toggle_neutral()
+        if not (before or self.recognizer.neutral_status):
+            known = NEUTRAL in self.recognizer.labels
+            reason = "no face of a camera or video is seen" if known else f"the model has no class {NEUTRAL}"
+            tqdm.write(f"No neutral face: {reason}")
 
     def save(self, image: np.ndarray) -> None:
         """Write an image to the working directory, named after the current second."""

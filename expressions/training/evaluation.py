@@ -120,11 +120,9 @@ def _describe(data, options, parameters):
 
 
 def _keep_previous(model, started):
-    try:
+    with contextlib.suppress(UserError):  # not one of ours
         if not model.exists() or read_metadata(model).get("started") == started:
             return
-    except UserError:  # not one of ours
-        pass
     names = (f"{model.stem}.previous{number}.h5" for number in ("", *range(2, 10**6)))
     previous = next(path for path in map(model.with_name, names) if not path.exists())
     with atomic_write(previous) as copy:

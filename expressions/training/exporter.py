@@ -4,7 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from expressions.classifier import Classifier, CompiledNetwork
 from expressions.files import atomic_write
 from expressions.model_file import run_sandboxed
 
@@ -25,10 +24,8 @@ def export(options: argparse.Namespace, model: Path) -> None:
     path, model = options.export, options.model or model
     print(f"Converting {model}, and comparing the result with Keras: this takes some seconds ...", flush=True)
     given = {name: value for name in ("labels", "scaling") if (value := getattr(options, name))}
-    metadata, content = run_sandboxed("compile", model, **given)
-    description = describe(Classifier(CompiledNetwork(content), metadata)) | {"file": path.name}
-    if path.suffix == ".onnx":
-        content = run_sandboxed("onnx", model, **given)[1]
+    metadata, content = run_sandboxed(path.suffix[1:], model, **given)
+    description = describe(metadata) | {"file": path.name}
     beside = path.with_name(f"{path.name}.json")
     with atomic_write(path) as network, atomic_write(beside) as text:
         network.write_bytes(content)
@@ -36,22 +33,23 @@ def export(options: argparse.Namespace, model: Path) -> None:
     print(f"Network: {path}, {len(content) / 1e6:.1f} MB\nLabels and preprocessing: {beside}")
 
 
-def describe(classifier: Classifier) -> dict:
-    """What a program has to know to use the network of a classifier, as JSON can hold it."""
-    network, classes = classifier.network, len(classifier.labels)
-    votes = {"votes": f"softmax(output[:, {classes}:{2 * classes}])"} if classifier.has_votes else {}
+def describe(metadata: dict) -> dict:
+    """What a program has to know to use an exported network, from its metadata and shapes, as JSON can hold it."""
+    (_, *size, channels), (_, columns) = metadata["input_shape"], metadata["output_shape"]
+    classes = len(metadata["labels"])
+    votes = {"votes": f"softmax(output[:, {classes}:{2 * classes}])"} if columns > classes else {}
     return {
-        "labels": classifier.labels,
+        "labels": metadata["labels"],
         "input": {
-            "shape": ["faces", *network.input_shape[1:]],
+            "shape": ["faces", *size, channels],
             "type": "float32",
-            "color": "gray" if classifier.channels == 1 else "gray, in each channel",
+            "color": "gray" if channels == 1 else "gray, in each channel",
             "size": "by the mean of areas (OpenCV: INTER_AREA) where a face shrinks, else bilinear",
-            "value": VALUES[classifier.metadata["scaling"]],
+            "value": VALUES[metadata["scaling"]],
         },
         "output": {
-            "shape": ["faces", *network.output_shape[1:]],
-            "temperature": classifier.metadata.get("temperature", 1),
+            "shape": ["faces", columns],
+            "temperature": metadata.get("temperature", 1),
             "probabilities": f"softmax(output[:, :{classes}] / temperature)",
             **votes,
         },

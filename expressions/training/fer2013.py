@@ -52,13 +52,6 @@ def descriptors(images: np.ndarray) -> np.ndarray:
     return np.packbits(np.array(bits).reshape(-1, BITS), axis=1)
 
 
-def write_index(path: Path, images: np.ndarray, numbers: np.ndarray) -> None:
-    """Write the index of images, gray uint8 (n, 48, 48), whose numbers in fer2013.csv are given, int (n,)."""
-    found, first, originals = np.unique(digests(images), return_index=True, return_inverse=True)
-    index = Originals(found, descriptors(images[first]), numbers.astype(np.uint16), originals.astype(np.uint16))
-    np.savez_compressed(path, **index._asdict())
-
-
 @functools.cache
 def _read_index(path: os.PathLike) -> Originals:
     with np.load(path) as file:

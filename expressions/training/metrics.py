@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from expressions import UserError
-from expressions.classifier import SHOWN_VOTES, Classifier
+from expressions.classifier import SHOWN_VOTES, Classifier, softmax
 from expressions.training.corruptions import corrupt
 from expressions.training.readers import Split
 
@@ -183,8 +183,7 @@ def fit_temperature(views: Sequence[np.ndarray], y_true: np.ndarray) -> float:
     logits = np.log(np.maximum(views, 1e-12, dtype=np.float64))
 
     def loss(temperature):
-        powers = np.exp(logits / temperature)
-        probabilities = (powers / powers.sum(axis=2, keepdims=True)).mean(axis=0)
+        probabilities = softmax(logits, temperature).mean(axis=0)
         return -np.log(probabilities[np.arange(len(y_true)), y_true]).mean()
 
     return float(min(np.geomspace(0.1, 10, 501).round(3), key=loss))

@@ -32,6 +32,8 @@ NOTES = {  # on files of a data set
     "other": "skipped {} files and folders whose names don't end as those of images do",
     "loose": "skipped {} files that lie in no class's folder",
     "split": "skipped {} folders whose names are not those of train, validation or test",
+    "public": "took {} files of test for validation, for they are called PublicTest, and all others there PrivateTest",
+    "mixed": "left {} files called PublicTest in test, for not all others there are called PrivateTest",
     "photograph": f"squeezed {{}} images, over {MAX_FACE_SIDE} pixels or not square, as if each were a face; of "
     "photographs, cut out the faces first",
 }
@@ -176,10 +178,14 @@ def read_folders(root: Path, votes: pd.DataFrame | None, tree: Tree) -> Dataset:
     else:
         folders["train"] = root
     files = {split: _list_classes(tree, folder, noted) if folder else {} for split, folder in folders.items()}
-    if not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
-        for label, paths in files["test"].items():
-            files["validation"][label] = [file for file in paths if file.name.startswith("PublicTest_")]
-            files["test"][label] = [file for file in paths if not file.name.startswith("PublicTest_")]
+    test_files = [file for paths in files["test"].values() for file in paths]
+    public = {file for file in test_files if file.name.startswith("PublicTest_")}
+    if public and not folders["validation"]:  # Kaggle keeps both test sets of the challenge in test/
+        only_fer2013 = all(file in public or file.name.startswith("PrivateTest_") for file in test_files)
+        noted["public" if only_fer2013 else "mixed"] = public
+        for label, paths in files["test"].items() if only_fer2013 else ():
+            files["validation"][label] = [file for file in paths if file in public]
+            files["test"][label] = [file for file in paths if file not in public]
     labels = tuple(sorted({label for classes in files.values() for label, paths in classes.items() if paths}))
     notes = []
     if votes is not None and labels != EMOTIONS:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from expressions import UserError
-from expressions.classifier import MAX_BATCH_PIXELS, Classifier
+from expressions.classifier import MAX_BATCH_PIXELS, Classifier, softmax
 from expressions.files import atomic_write
 from expressions.training import distributed
 from expressions.training.fer2013 import original_digests
@@ -115,10 +115,8 @@ def _ask(teacher, images, labels):
         batch = rows[start : start + size]
         views = [zoom_image(image, zoom)[:, ::step] for image in images[batch]]
         logits = classifier.network.predict_on_batch(classifier.inputs(views))
-        parts = np.split(logits, [len(labels)], axis=1)
-        parts[0] = parts[0] / classifier.metadata.get("temperature", 1)
-        powers = [np.exp(part - part.max(axis=1, keepdims=True, initial=-np.inf)) for part in parts]
-        probabilities = np.hstack([power / power.sum(axis=1, keepdims=True) for power in powers])
+        known, votes = np.split(logits, [len(labels)], axis=1)
+        probabilities = np.hstack([softmax(known, classifier.metadata.get("temperature", 1)), softmax(votes)])
         said[batch] += probabilities / (2 * len(VIEWS))
     return said
 

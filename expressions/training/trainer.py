@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 
 from expressions import EMOTIONS, UserError
+from expressions.classifier import file_digest
 from expressions.files import lock_file, suppress_output
 from expressions.model_file import read_metadata, read_weights
 from expressions.training import dataset, distributed, report, synthetic
@@ -150,8 +150,8 @@ def run_settings(options: argparse.Namespace, data: Dataset) -> dict[str, object
     """What a resumed run, and all processes of a run, must have in common; JSON values by name."""
     settings = {"network": options.network, "batch size": options.batch_size, "seed": options.seed}
     settings |= {"epochs": options.epochs, "data": data.fingerprint()}
-    settings["teachers"] = [hashlib.sha256(model.read_bytes()).hexdigest() for model in options.teacher]
-    settings["start"] = options.start and hashlib.sha256(options.start.read_bytes()).hexdigest()
+    settings["teachers"] = [file_digest(model) for model in options.teacher]
+    settings["start"] = options.start and file_digest(options.start)
     distributed.check_same_settings(settings | {"--resume": options.resume, "--precision": options.precision})
     return settings
 

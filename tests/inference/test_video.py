@@ -62,6 +62,21 @@ def test_colours_that_ffmpeg_can_t_convert_are_taken_for_usual_ones(tmp_path, co
     assert len(frames) == 5 and frames[0].image.mean() == pytest.approx(128, abs=3)
 
 
+@pytest.mark.faults
+def test_a_colour_space_that_there_is_not_is_taken_for_the_usual_one(tmp_path):
+    colour, path = np.full((64, 64, 3), (60, 120, 200), np.uint8), tmp_path / "video.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", 10, width=64, height=64, pix_fmt="yuv420p")
+        stream.codec_context.colorspace = 9
+        frame = av.VideoFrame.from_ndarray(colour, "bgr24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    content = path.read_bytes()
+    assert content.count(b"\x55\xb1\x81\x09") == 1  # Matroska's MatrixCoefficients, a byte
+    path.write_bytes(content.replace(b"\x55\xb1\x81\x09", b"\x55\xb1\x81\xc8"))
+    [frame], _ = read(path)
+    np.testing.assert_allclose(frame.image.mean(axis=(0, 1)), colour[0, 0], atol=5)
+
+
 SOUND = "-f", "lavfi", "-i", "sine=duration=6"
 
 

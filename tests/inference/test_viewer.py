@@ -109,7 +109,7 @@ def test_the_key_s_where_the_folder_is_gone(tmp_path, frame, monkeypatch, capfd)
     assert "can't be written (No such file" in capfd.readouterr().out
 
 
-def test_the_key_n_is_for_the_recognizer_and_the_line_tells_its_state(frame, monkeypatch):
+def test_the_key_n_is_for_the_recognizer_and_the_line_tells_its_state(frame, monkeypatch, capsys):
     lines, keys, recognizer = [], iter("n "), SimpleNamespace(labels=EMOTIONS, neutral_status="")
     recognizer.toggle_neutral = lambda: setattr(recognizer, "neutral_status", "neutral face: on")
     monkeypatch.setattr(viewer_module, "draw_status", lambda image, line: lines.append(line))
@@ -117,4 +117,23 @@ def test_the_key_n_is_for_the_recognizer_and_the_line_tells_its_state(frame, mon
     viewer.window = SimpleNamespace(show=lambda image, fps, name: next(keys))
     for _ in range(2):
         assert viewer.show(frame, [], SimpleNamespace(is_image=False, camera=True, fps=None, name="camera"))
+    recognizer.toggle_neutral = lambda: setattr(recognizer, "neutral_status", "")
+    viewer._toggle_neutral()
+    assert capsys.readouterr().out == ""  # it says something only where it does nothing
     assert ["neutral face: on" in line for line in lines] == [False, True] and "n neutral" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [(EMOTIONS, "no face of a camera or video is seen"), (("sad",), "the model has no class neutral")],
+)
+def test_the_key_n_says_why_it_does_nothing(frame, monkeypatch, capsys, labels, words):
+    lines, keys, recognizer = [], iter("n "), SimpleNamespace(labels=labels, neutral_status="")
+    recognizer.toggle_neutral = lambda: None
+    monkeypatch.setattr(viewer_module, "draw_status", lambda image, line: lines.append(line))
+    viewer = Viewer(recognizer, False)
+    viewer.window = SimpleNamespace(show=lambda image, fps, name: next(keys))
+    for _ in range(2):
+        assert viewer.show(frame, [], SimpleNamespace(is_image=False, camera=True, fps=None, name="camera"))
+    assert capsys.readouterr().out == f"No neutral face: {words}\n"
+    assert {"n neutral" in line for line in lines} == {"neutral" in labels}

@@ -59,6 +59,11 @@ def test_kaggle_keeps_both_test_sets_in_one_folder(tmp_path):
     data = dataset.load(tmp_path)
     assert counts(data) == {"train": 21, "validation": 7, "test": 14}
     np.testing.assert_array_equal(data.splits["validation"].images[EMOTIONS.index("happy")], public)
+    assert len(data.notes) == 1 and "took 7 files of test for validation" in data.notes[0]
+    shutil.copy(tmp_path / "test" / "happy" / "PublicTest_3.png", tmp_path / "test" / "happy" / "mine.png")
+    data = dataset.load(tmp_path)  # then the folder is somebody's own
+    assert counts(data) == {"train": 14, "validation": 7, "test": 22}
+    assert any("left 7 files called PublicTest in test" in note and "PublicTest_0.png" in note for note in data.notes)
 
 
 def test_a_test_folder_without_those_names_is_a_test_split(tmp_path):

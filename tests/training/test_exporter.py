@@ -1,6 +1,7 @@
 """A network taken elsewhere: it gives what the classifier gives, and what lies beside it says how to use it."""
 
 import json
+from argparse import Namespace
 
 import cv2
 import h5py
@@ -12,7 +13,7 @@ from model_files import METADATA, run_limited, write_metadata, write_votes_layer
 
 import train
 from expressions import UserError, model_compiler
-from expressions.classifier import Classifier
+from expressions.classifier import Classifier, CompiledNetwork
 from expressions.training import exporter, synthetic
 
 
@@ -76,7 +77,7 @@ def test_the_file_and_what_is_said_beside_it_give_the_classifiers_probabilities(
     status, printed, _ = export(path, model)
     assert status == 0 and f"{path}, 0.0 MB" in printed and f"{path}.json" in printed
     faces = [synthetic.draw_face("happy", random, 96), synthetic.draw_face("sad", random, 200)]
-    classifier = Classifier(exporter.CompiledNetwork(run_limited("compile", model)[1]), METADATA)
+    classifier = Classifier(CompiledNetwork(run_limited("compile", model)[1]), METADATA)
     classifier.metadata = classifier.metadata | {"scaling": "symmetric", "temperature": 0.5}
     labels, probabilities, votes = by_description(path, faces)
     assert tuple(labels) == classifier.labels and probabilities.std() > 0.01
@@ -98,16 +99,44 @@ def test_a_model_that_can_t_be_converted_leaves_what_is_there(model, tmp_path, e
     assert json.loads(beside.read_text())["labels"] == list("abcdefg")
 
 
+def test_the_limited_process_runs_once_and_tells_the_shapes(tmp_path, monkeypatch):
+    def run_sandboxed(action, model, **given):
+        actions.append(action)
+        return METADATA | {"input_shape": [None, 64, 64, 3], "output_shape": [None, 15]}, b"a network"
+
+    actions, path = [], tmp_path / "face.onnx"
+    monkeypatch.setattr(exporter, "run_sandboxed", run_sandboxed)
+    exporter.export(Namespace(export=path, model=None, labels=None, scaling=None), tmp_path / "model.h5")
+    said = json.loads(path.with_name("face.onnx.json").read_text())
+    assert actions == ["onnx"] and path.read_bytes() == b"a network"
+    assert said["input"]["shape"] == ["faces", 64, 64, 3] and said["output"]["shape"] == ["faces", 15]
+    assert "votes" in said["output"] and said["labels"] == METADATA["labels"]
+
+
+@pytest.mark.faults
+def test_a_conversion_that_fails_is_said_to(model, monkeypatch):
+    """Which Keras has nothing to do with."""
+
+    def convert(network):
+        raise ValueError("no such operation")
+
+    described = model_compiler.validate_model_file(model)
+    for kind, action in (("ONNX", "onnx"), ("LiteRT", "tflite")):
+        monkeypatch.setitem(model_compiler.CONVERTERS, action, convert)
+        with pytest.raises(UserError, match=rf"^its network can't be converted to {kind} \(no such operation\)"):
+            model_compiler.compile_network(model, *described, action)
+
+
 @pytest.mark.faults
 def test_a_conversion_that_gives_other_results_is_refused(model, monkeypatch):
     """Whatever it is converted to."""
 
     def convert(network):
-        content, compiled = model_compiler.CONVERTERS["compile"](network)
+        content, compiled = model_compiler.to_litert(network)
         predict = compiled.predict_on_batch
         compiled.predict_on_batch = lambda faces: predict(faces) + np.arange(7, dtype=np.float32)
         return content, compiled
 
-    described = model_compiler.validate_model_file(model)
+    monkeypatch.setitem(model_compiler.CONVERTERS, "onnx", convert)
     with pytest.raises(UserError, match="differs from Keras's"):
-        model_compiler.compile_network(model, *described, convert)
+        model_compiler.compile_network(model, *model_compiler.validate_model_file(model), "onnx")
