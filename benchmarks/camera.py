@@ -112,7 +112,7 @@ def measure(name, label, paths):
         image = read_image(path)
         labels.append(label(image))
     milliseconds = 1000 * (time.process_time() - began) / len(paths)
-    print(f"\n{name}: {milliseconds:.0f} ms of processor time an image, reading and all outputs included, n = {len(paths)}")
+    print(f"\n{name}: {milliseconds:.0f} ms of processor time an image, with reading and all outputs, n = {len(paths)}")
     sets = np.array([path.parts[-3] for path in paths])
     classes = np.array([path.parts[-2] for path in paths])
     return [print_table(each, np.array([said[each] for said in labels]), sets, classes) for each in labels[0]][0]
