@@ -50,12 +50,13 @@ class RememberingDetector:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder of SET/CLASS/*.jpg")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take one in so many images")
     parser.add_argument("--model", type=Path, default=MODEL, help="a model from train.py")
     parser.add_argument("--floor", nargs="*", default=[], metavar="NAME=PERCENT", help="least mean over all, as shown")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     floors = {name: float(percent) for name, percent in (floor.split("=") for floor in options.floor)}
-    paths = sorted(path for path in options.data.glob("*/*/*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in options.data.glob("*/*/*") if path.suffix.lower() in SUFFIXES)[:: options.every]
     if not paths:
         parser.error(f"{options.data}: no images in SET/CLASS")
     low = []
@@ -111,7 +112,7 @@ def measure(name, label, paths):
         image = read_image(path)
         labels.append(label(image))
     milliseconds = 1000 * (time.process_time() - began) / len(paths)
-    print(f"\n{name}: {milliseconds:.0f} ms of processor time an image, reading and all outputs included, n = {len(paths)}")
+    print(f"\n{name}: {milliseconds:.0f} ms of processor time an image, with reading and all outputs, n = {len(paths)}")
     sets = np.array([path.parts[-3] for path in paths])
     classes = np.array([path.parts[-2] for path in paths])
     return [print_table(each, np.array([said[each] for said in labels]), sets, classes) for each in labels[0]][0]

@@ -253,10 +253,11 @@ def trained(build_once, data_folder):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """In this process, train.py has the network of `trained`."""
+    """In this process, train.py has the network of `trained`, and a report as small."""
     import small_train  # not above: it imports Keras
 
     monkeypatch.setitem(small_train.train.NETWORKS, "compact", small_train.small_network)
+    monkeypatch.setattr(small_train.report, "GRID", small_train.SMALL_GRID)
 
 
 @pytest.fixture

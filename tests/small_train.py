@@ -8,6 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
+from expressions.training import report
+
+SMALL_GRID = (4, 2)  # of images in a report, for to draw them takes longer than to train the small network
 
 
 def small_network(outputs, activation):
@@ -18,7 +21,7 @@ def small_network(outputs, activation):
 
 
 def use_small_network():
-    train.NETWORKS["compact"] = small_network
+    train.NETWORKS["compact"], report.GRID = small_network, SMALL_GRID
 
 
 def main_in_fork(arguments, environment, output, small):

@@ -186,7 +186,7 @@ def test_a_terminal_that_is_closed_while_a_video_is_labelled(tmp_path, trained, 
 @pytest.mark.parametrize("is_hung_up", [True, False], ids=["SIGHUP", "no signal"])
 def test_a_terminal_that_is_closed_while_training(tmp_path, data_folder, is_hung_up):
     """A program that was disowned gets no signal, and goes on to its end."""
-    model, epochs = tmp_path / "model.h5", 5000 if is_hung_up else 50
+    model, epochs = tmp_path / "model.h5", 5000 if is_hung_up else 8
     words = command(SMALL_TRAIN, "--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", epochs)
     with terminal() as (its, close_terminal):
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), its)
@@ -199,7 +199,7 @@ def test_a_terminal_that_is_closed_while_training(tmp_path, data_folder, is_hung
             assert process.wait(200) == 0
     rows = read_rows(tmp_path / "model" / "history.csv")
     assert read_metadata(model) and (tmp_path / "model" / "README.md").exists()
-    assert len(rows) < 5000 if is_hung_up else len(rows) == 50
+    assert len(rows) < 5000 if is_hung_up else len(rows) == 8
 
 
 @pytest.mark.faults

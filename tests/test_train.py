@@ -1,14 +1,14 @@
 """train.py as a user runs it: what it leaves, how it is stopped and resumed, what it says when it can't go on."""
 
 import signal
-import subprocess
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL_TRAIN, command, heed_ctrl_c, run, wait_for, write_data
+from conftest import wait_for, write_data
 from model_files import load
+from runs import begin, words
 
 import train
 from expressions import EMOTIONS, classifier
@@ -31,7 +31,7 @@ def test_a_run_leaves_a_model_and_its_report(trained):
 
 def test_it_prints_the_data_the_network_and_the_figures(trained):
     output = (trained.parent / "output.txt").read_text()
-    for words in (
+    for line in (
         "disgust       8           3",
         "Total params: 1,439",
         "top-1",
@@ -39,7 +39,7 @@ def test_it_prints_the_data_the_network_and_the_figures(trained):
         "recall angry",
         "n = 21",
     ):
-        assert words in output, words
+        assert line in output, line
 
 
 def test_what_is_measured_is_what_the_saved_file_says(trained, data_folder):
@@ -61,22 +61,11 @@ def test_the_new_network_is_compiled_for_the_webcam_program(trained, monkeypatch
     np.testing.assert_allclose(compiled.predict_proba(faces), compiled_again.predict_proba(faces), atol=1e-5)
 
 
-def start(data_folder, model, *more):
-    arguments = ("--data", data_folder, "--model", model, "--batch-size", 16, "--epochs", 5, *more)
-    return subprocess.Popen(
-        command(SMALL_TRAIN, *arguments, "--precision", "float32"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=heed_ctrl_c,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_ctrl_c_ends_a_run_with_a_model_and_a_report_and_it_can_be_resumed(tmp_path, data_folder, capsys):
     model = tmp_path / "stopped.h5"
-    process = start(data_folder, model)
+    process = begin(*words(data_folder, model, "--precision", "float32", epochs=5))
     history = tmp_path / "stopped" / "history.partial.csv"
     # the second epoch stands there, so the state after the first one is saved
     wait_for(lambda: history.exists() and history.read_text().count("\n") > 2, [process])
@@ -141,19 +130,11 @@ def test_a_model_that_a_run_learns_from_is_not_written_over(trained, data_folder
 
 
 @pytest.mark.slow
-def test_show_without_a_screen_says_where_the_image_is(tmp_path, data_folder):
-    result = run(
-        "train.py",
-        "--data",
-        data_folder,
-        "--model",
-        tmp_path / "m.h5",
-        "--epochs",
-        1,
-        "--batch-size",
-        16,
-        "--show",
-        "fear",
-    )
-    assert result.returncode == 0 and "no screen" in result.stdout
+@pytest.mark.usefixtures("small_network")
+def test_show_without_a_screen_says_where_the_image_is(tmp_path, data_folder, monkeypatch, capfd):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = words(data_folder, tmp_path / "m.h5", "--show", "fear", epochs=1)
+    assert train.main([str(word) for word in arguments]) == 0
+    assert "no screen" in capfd.readouterr().out
     assert cv2.imread(str(tmp_path / "m" / "samples.png")) is not None

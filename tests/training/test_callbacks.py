@@ -78,7 +78,7 @@ def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained,
     assert read_metadata(tmp_path / "on.h5")["start"] == "small.h5"
 
 
-KILLS, EPOCHS = 10, 60
+KILLS, EPOCHS = 10, 40
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
@@ -134,7 +134,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole
 @pytest.mark.slow
 def test_a_killed_run_that_averages_weights_resumes_as_well(tmp_path, data_folder, trained):
     start = functools.partial(begin, **ONE_THREAD)
-    arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained, epochs=20)
+    arguments = words(data_folder, tmp_path / "whole.h5", "--start", trained, epochs=8)
     whole = start(*arguments)
     assert whole.wait() == 0, whole.communicate()[0]
     arguments[3] = tmp_path / "killed.h5"

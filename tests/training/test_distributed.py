@@ -32,6 +32,7 @@ train.OpenCVImageDataGenerator = lambda **options: plain
 for name in ("FROM_SCRATCH", "FINE_TUNING"):
     setattr(train, name, getattr(train, name)._replace(learning_rate=1e-2))
 """
+WITHOUT_TENSORFLOW = "sys.modules['tensorflow'] = None"  # which Keras would import to seed it, and that takes seconds
 LOST = r"train.py: one of the 2 processes has ended or can't be reached; .* --resume in all of them\n"
 
 
@@ -40,13 +41,14 @@ def start(tmp_path_factory):
     """A function that starts train.py in so many processes, each with so many devices, and returns them."""
     cache, started = tmp_path_factory.mktemp("compiled"), []
 
-    def start(*arguments, processes=1, devices=1, numbers=None, before=""):
+    def start(*arguments, processes=1, devices=1, numbers=None, before=WITHOUT_TENSORFLOW):
         environment = os.environ | {
             "KERAS_BACKEND": "jax",
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # to compile takes longer than to run
         }
         if processes > 1:
             with socket.create_server(("127.0.0.1", 0)) as free:
@@ -104,7 +106,7 @@ def alike(model, other):
 @needs("jax")
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(start, data_folder, alone, tmp_path):
-    first, second = ended(start(*words(data_folder, tmp_path / "model.h5"), processes=2))
+    first, second = ended(start(*words(data_folder, tmp_path / "model.h5"), processes=2, before=""))
     assert first[0] == second[0] == 0, first[2] + second[2]
     alike(tmp_path / "model.h5", alone)
     assert "Epoch 2/2" in first[1] and "Gloo" not in first[1] and first[2] == ""

@@ -228,7 +228,7 @@ def test_a_folder_that_can_t_be_written_to(tmp_path, data_folder, where):
 def test_what_is_removed_during_a_run(tmp_path, data_folder, gone):
     """Says so in a line, or does without; a resumed run puts it right."""
     model = tmp_path / "model.h5"
-    process = begin(*words(data_folder, model, epochs=60))
+    process = begin(*words(data_folder, model, epochs=12))
     wait_for(lambda: (tmp_path / "model" / "state.npz").exists(), [process])
     if gone == "the report's folder":
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
