@@ -34,7 +34,7 @@ BATCH, ROUNDS, STEPS = 64, 5, 8
 def main():
     drawn = dataset.Split(*synthetic.draw_faces(100, seed=0))
     data = dataset.Dataset("drawn", EMOTIONS, {"train": drawn, "validation": drawn})
-    recipe, options = train.FROM_SCRATCH, argparse.Namespace(batch_size=BATCH, seed=0, teacher=[])
+    recipe, options = train.FROM_SCRATCH, argparse.Namespace(batch_size=BATCH, seed=0, teacher=[], epochs=100)
     batches, _ = train.make_batches(data, recipe, options)
     warped, _ = train.make_batches(data, recipe._replace(photometric=0), options)
     flows = {
