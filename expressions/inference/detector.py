@@ -185,14 +185,15 @@ class YuNetDetector:
         return []
 
     def _search(self, image, left, top, scale):
-        self.network.setInputSize(image.shape[::-1])
-        rows, found = self.network.detect(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))[1], []
+        # with a side of 32 pixels or less, OpenCV reads beyond the network's memory, and finds infinite faces there
+        padded = np.pad(image, [(0, max(0, 33 - side)) for side in image.shape])
+        self.network.setInputSize(padded.shape[::-1])
+        rows, found = self.network.detect(cv2.cvtColor(padded, cv2.COLOR_GRAY2BGR))[1], []
         for row in () if rows is None else rows.tolist():
             x, y, width, height, right_x, right_y, left_x, left_y, *_, confidence = row
             angle = math.degrees(math.atan2(left_y - right_y, left_x - right_x))  # the face's right eye is on the left
             size, x, y = (width + height) / 2, x + width / 2, y + height / 2
-            # in an image that is a line, it finds infinite faces
-            if 0 < size < 2 * max(image.shape) and 0 <= x < image.shape[1] and 0 <= y < image.shape[0]:
+            if 0 <= x < image.shape[1] and 0 <= y < image.shape[0]:
                 score = 10 * confidence - 5  # 2 for a confidence of 0.7, 4 for 0.9
                 found.append(Detection((left + x) / scale, (top + y) / scale, size / scale, score, angle))
         return found

@@ -107,6 +107,16 @@ def test_finds_nothing_where_nothing_is(detector):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("name", [YUNET])
+def test_what_was_seen_before_is_not_found_in_a_line(name):
+    """With a side of 32 pixels or less, OpenCV reads what other images have left in the memory."""
+    detector, random = load_detector(name), np.random.default_rng(0)
+    for _ in range(200):
+        detector.detect(random.integers(0, 255, random.integers(1, 320, 2), dtype=np.uint8))
+        assert detector.detect(np.full((320, 20), 100, np.uint8)) == []
+
+
+@pytest.mark.faults
 def test_says_what_is_wrong_with_the_cascade(tmp_path, monkeypatch):
     (tmp_path / "empty.xml").touch()
     (tmp_path / "other.xml").write_text('<?xml version="1.0"?><opencv_storage></opencv_storage>')
