@@ -9,8 +9,8 @@
 A run writes models/NAME.h5 and, next to it, the folder models/NAME with curves, confusion matrix and model card.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from expressions.training import command_line
 command_line.begin(__name__, __doc__)  # answers --help and mistakes at once, for Keras takes seconds to load
 with suppress_output():  # TensorFlow's greeting
     import keras
-    from keras import callbacks, layers
+    from keras import Sequential, callbacks, layers
 
 from expressions.training import dataset, distributed, exporter, teachers, trainer
 from expressions.training.augmentation import Batches, OpenCVImageDataGenerator
@@ -33,13 +33,13 @@ from expressions.training.networks import classic_network, conv_bn_relu, large_n
 from expressions.training.targets import loss_and_accuracy
 
 DATA, MODELS = (Path(__file__).resolve().parent / name for name in ("data", "models"))
-DRAWN_FACES_EPOCHS = 8
 
 
 class Recipe(NamedTuple):
     """How to train, by default from scratch."""
 
     epochs: int = 100  # 0.8 points of accuracy more than with 60
+    batch_size: int = 64  # images per step
     learning_rate: float = 0.1  # at its peak, after a tenth of the epochs; from there it falls to zero in a line
     weight_decay: float = 5e-3  # in Keras apart from the momentum, so ten times what it would be in PyTorch
     label_smoothing: float = 0.1  # labels of faces are noisy: people agree with FER2013 about two times in three
@@ -52,6 +52,7 @@ class Recipe(NamedTuple):
 
 
 FROM_SCRATCH = Recipe()
+DRAWN_FACES = Recipe(epochs=5, batch_size=32)  # so few images need small steps
 # With --start. To learn images by heart makes a network worse at others, but the mean of its weights along the way is
 # better at both. So the rate stays high, and images are changed less.
 FINE_TUNING = Recipe(
@@ -60,9 +61,9 @@ FINE_TUNING = Recipe(
 )  # fmt: skip
 
 
-def compact_network(outputs: int, activation: str | None) -> keras.Sequential:
+def compact_network(outputs: int, activation: str | None) -> Sequential:
     """The default: 1.17 M parameters, 96 M multiply-adds a face."""
-    return keras.Sequential(
+    return Sequential(
         [
             keras.Input((IMAGE_SIZE, IMAGE_SIZE, 1)),             # 48 x 48 x 1
             *conv_bn_relu(32, pooled=True),                       # 24 x 24 x 32
@@ -94,30 +95,31 @@ def run(arguments: list[str] | None) -> None:
         if options.evaluate:
             return evaluate(options, options.data or DATA)
         with distributed.process_group():
-            data = load_data(options)
+            data, recipe = load_data(options)
             if options.soft_labels:
                 return teachers.write_soft_labels(options.soft_labels, options.teacher, data)
             with trainer.run_directory(options.model) as directory:
-                train(data, options, directory)
+                train(data, recipe, options, directory)
     except KeyboardInterrupt:  # outside the epochs, whose end `fit` sees to
         print("\nStopped.", "" if options.evaluate else "After a complete epoch, --resume continues.", file=sys.stderr)
         raise
 
 
-def load_data(options: argparse.Namespace) -> dataset.Dataset:
-    """The data set that the options name, described on the screen; completes the options that depend on it."""
+def load_data(options: Namespace) -> tuple[dataset.Dataset, Recipe]:
+    """The data set that the options name, described on the screen, and its recipe; completes the options by them."""
     if options.data or dataset.find_dataset(DATA):
-        data, name, epochs = dataset.load(options.data or DATA), "emotion_model.h5", FROM_SCRATCH.epochs
+        data, name, recipe = dataset.load(options.data or DATA), "emotion_model.h5", FROM_SCRATCH
     else:  # never over the model that was trained on real faces
-        data, name, epochs = trainer.draw_data(DATA, options.seed), "synthetic_model.h5", DRAWN_FACES_EPOCHS
-    options.model = options.model or MODELS / name
-    options.epochs = options.epochs or (FINE_TUNING.epochs if options.start else epochs)
+        data, name, recipe = trainer.draw_data(DATA, options.seed), "synthetic_model.h5", DRAWN_FACES
+    recipe = FINE_TUNING if options.start else recipe
+    options.model, options.epochs = options.model or MODELS / name, options.epochs or recipe.epochs
+    options.batch_size = options.batch_size or recipe.batch_size
     trainer.check_options(options, data.labels)
     describe_data(data := teachers.leave_out(data, options.fold))
-    return data
+    return data, recipe
 
 
-def make_batches(data: dataset.Dataset, recipe: Recipe, options: argparse.Namespace) -> tuple[Batches, Batches]:
+def make_batches(data: dataset.Dataset, recipe: Recipe, options: Namespace) -> tuple[Batches, Batches]:
     """Batches to train on and to validate on: images, float32 (n, 48, 48, 1) from 0 to 1, targets, and weights."""
     augmented = OpenCVImageDataGenerator(
         rescale=RESCALE, rotation_range=recipe.rotation, zoom_range=recipe.zoom, horizontal_flip=True,
@@ -129,9 +131,7 @@ def make_batches(data: dataset.Dataset, recipe: Recipe, options: argparse.Namesp
     return batches, OpenCVImageDataGenerator(rescale=RESCALE).flow(*trainer.validation_data(data), 256, shuffle=False)
 
 
-def make_network(
-    options: argparse.Namespace, recipe: Recipe, classes: int, outputs: int, weights: list | None
-) -> keras.Sequential:
+def make_network(options: Namespace, recipe: Recipe, classes: int, outputs: int, weights: list | None) -> Sequential:
     """The compiled network. It gives logits: a column for each class, then those for votes, if there are any."""
     keras.config.set_dtype_policy(options.precision)
     network = NETWORKS[options.network](outputs, activation=None)
@@ -146,9 +146,8 @@ def make_network(
     return network
 
 
-def train(data: dataset.Dataset, options: argparse.Namespace, directory: Path) -> None:
+def train(data: dataset.Dataset, recipe: Recipe, options: Namespace, directory: Path) -> None:
     """Train on `data`; leave the model at options.model, and its report in `directory`."""
-    recipe = FINE_TUNING if options.start else FROM_SCRATCH
     options.network, weights, options.start_words = trainer.starting_point(options, data, NETWORKS)
     batches, validation = make_batches(data, recipe, options)
 

@@ -39,8 +39,8 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     add("--network", choices=NETWORKS, help="which network to train (default: compact)")
     add("--start", type=Path, metavar="MODEL", help="fine-tune this model, averaging its weights over the epochs")
     add("--epochs", type=cli.int_range(1, 10**6),
-        help="maximum number of epochs (default: 100; 8 on drawn faces; 40 with --start)")  # fmt: skip
-    add("--batch-size", type=cli.int_range(2, 10**6), default=64, help="images per step (default: 64)")
+        help="maximum number of epochs (default: 100; 5 on drawn faces; 40 with --start)")  # fmt: skip
+    add("--batch-size", type=cli.int_range(2, 10**6), help="images per step (default: 64; 32 on drawn faces)")
     add("--seed", type=cli.int_range(0, 2**32 - 1), default=0, help="of all random numbers (default: 0)")
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto",
         help="to compute in (default: auto, which is bfloat16 where the processor has it)")  # fmt: skip

@@ -51,12 +51,12 @@ def test_options_out_of_range(arguments, words, capsys, monkeypatch):
 
 def test_what_the_help_says_is_what_the_program_does():
     """It is written before the modules that know it, which take seconds to load."""
-    scratch, started = train.FROM_SCRATCH.epochs, train.FINE_TUNING.epochs
+    scratch, drawn, started = train.FROM_SCRATCH, train.DRAWN_FACES, train.FINE_TUNING
     with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
         command_line.parse(["--help"], train.__doc__)
-    assert f"{scratch}; {train.DRAWN_FACES_EPOCHS} on drawn faces; {started} with --start" in " ".join(
-        text.getvalue().split()
-    )
+    said = " ".join(text.getvalue().split())
+    assert f"{scratch.epochs}; {drawn.epochs} on drawn faces; {started.epochs} with --start" in said
+    assert f"{scratch.batch_size}; {drawn.batch_size} on drawn faces)" in said
     assert tuple(train.NETWORKS) == command_line.NETWORKS and tuple(readers.SPLITS) == command_line.SPLITS
 
 
