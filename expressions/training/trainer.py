@@ -26,8 +26,8 @@ OUT_OF_MEMORY = re.compile(r"out of memory|\bOOM\b|RESOURCE_EXHAUSTED")
 CPUINFO = Path("/proc/cpuinfo")
 DRAWN_FACES = {"train": 200, "validation": 50}  # per class
 HOW_TO_GET_DATA = """\
-To get FER2013 (free, for research): download and unzip kaggle.com/datasets/msambare/fer2013 into data/,
-so that data/train/angry/ and the others exist, and run this again. Until then: training on drawn faces."""
+To get FER2013 (free, for research): download kaggle.com/datasets/msambare/fer2013, unzip it into data/fer2013/,
+so that data/fer2013/train/angry/ and the others exist, and run this again. Until then: training on drawn faces."""
 
 
 def check_options(options: argparse.Namespace, labels: tuple[str, ...]) -> None:
