@@ -27,7 +27,7 @@ COMPILED = MODEL.with_suffix(".compiled")  # its weights are float16, to be half
 # SHA-256 of MODEL, and the one that COMPILED begins with; `python -m expressions.model_compiler` prints both
 MODEL_DIGEST = "999b5fa3b2248f2286800d5df5656cd1db3e7845fd3a274d38481a14f29f15ac"
 COMPILED_DIGEST = "cb92dedafc01e49a1f17cc9d1058056d1ec0cd4e2dc1b27597566395bf06a339"
-CHECKS = [Path(__file__).with_name(name) for name in ("model_validation.py", "model_compiler.py")]
+CHECKS = [Path(__file__).with_name(f"model_{name}.py") for name in ("file", "validation", "compiler")]
 MAX_CACHED = 10  # compiled networks, the most recently used
 DIGEST_BYTES = 32  # of a SHA-256
 MAX_BATCH_PIXELS = 64 * 48 * 48  # in one call of a network; bounds its memory

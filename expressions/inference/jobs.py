@@ -168,11 +168,11 @@ def _label_stitched(job, recognizer):
     paths, counts = [_segment_path(job, number) for number in range(job.segments)], Counter()
     try:
         done = Done(*_write_table(job, recognizer.labels, _stitch_segments(paths, counts)), **counts)
-    except _SegmentMismatchError:
+    except (_SegmentMismatchError, FileNotFoundError):  # a process that had written the table may have died
         with Source(job.path) as source:
             done = _label_whole(job, source, recognizer)
     for path in paths:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return done
 
 

@@ -117,7 +117,7 @@ class Live:
                 reader = frame = None
             if frame is not None:
                 self.skipped, broken = self.skipped + broken, 0
-                seconds = self._wait_until_due(reader, frame)
+                seconds = self._wait_until_due(frame)
                 if seconds is not None:
                     latest, number = time.perf_counter(), number + 1
                     self.newest.append((reader.image, frame, seconds, number))
@@ -146,7 +146,7 @@ class Live:
             return None
         return reader
 
-    def _wait_until_due(self, reader, frame):
+    def _wait_until_due(self, frame):
         """Wait until it is time for a frame of a broadcast in parts, of which many come at once.
 
         Returns the frame's time; None if it was shown before: a broadcast that is opened again begins with old parts.

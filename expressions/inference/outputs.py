@@ -23,7 +23,7 @@ SUFFIXES = {"csv": [".csv"], "jsonl": [".jsonl"], "summary": [".png", ".pdf", ".
 
 
 class Outputs:
-    """The outputs of one run. They are checked at once, before any work is done, and opened by `open`.
+    """The outputs of one run, opened by `open`. They are checked before any work is done, but --save with its source.
 
     Raises UserError if one can't be written, exists already, or is a source or another output, or if there is none.
 

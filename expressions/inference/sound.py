@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from itertools import chain
 
 import av
@@ -62,12 +63,17 @@ class Sound:
             self.packets = self._encode(packets, stream, origin)
 
     def _encode(self, packets, stream, origin) -> Iterator[av.Packet]:
-        """Encode what is heard from `origin` on, so that it begins at 0."""
+        """Encode what is heard from `origin` on, so that it begins at 0; where times begin anew, it goes on."""
+        kind, end, layout = None, 0, stream.layout.name
         for frame in chain.from_iterable(map(self._decode, packets)):
-            if frame.pts is not None and frame.time >= origin:
-                frame.pts -= round(origin / frame.time_base)
+            if frame.pts is not None and (end or frame.time >= origin):
+                if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):  # broadcasts change it
+                    resampler = av.AudioResampler(stream.format, layout, RATE)
+                frame.pts, frame.time_base = max(end, round((frame.time - origin) * RATE)), Fraction(1, RATE)
+                end = frame.pts + frame.samples * RATE // frame.sample_rate
                 # the encoder begins with a packet of silence before 0, for which FFmpeg would move the frames
-                yield from (packet for packet in stream.encode(frame) if packet.pts >= 0)
+                parts = chain.from_iterable(map(stream.encode, resampler.resample(frame)))
+                yield from (packet for packet in parts if packet.pts >= 0)
         yield from stream.encode(None)
 
     def _decode(self, packet):
@@ -103,12 +109,12 @@ def _read(file, packets) -> Iterator[av.Packet]:
 
 
 def _copy(packets, stream, origin) -> Iterator[av.Packet]:
-    """Yield packets for `stream`, with times from `origin` on."""
-    latest = -1
+    """Yield packets for `stream`, with times from `origin` on; where these begin anew, as in a joined file, go on."""
+    end = 0
     for packet in packets:
         shift = round(origin / packet.time_base)
-        if packet.dts is not None and packet.dts - shift > latest:  # containers take no other order
-            latest = packet.dts = packet.dts - shift
-            packet.pts = max(latest, (packet.pts or 0) - shift)
+        if packet.dts is not None and (end or packet.dts >= shift):
+            packet.dts = packet.pts = max(end, packet.dts - shift)
+            end = packet.dts + max(1, (packet.duration or 0) - 1)  # a duration may be rounded up
             packet.stream = stream
             yield packet

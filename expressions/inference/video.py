@@ -160,7 +160,7 @@ class Video:
         # FFmpeg takes the end of a cut AVI for its duration, but not for its number of frames
         if ticks := max(stream.duration or 0, stream.frames if container.format.name == "avi" else 0):
             return float(ticks * stream.time_base), [stream]
-        if tag := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # of Matroska
+        if tag := re.fullmatch(r"(\d{1,9}):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # of Matroska
             return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]), [stream]
         return (container.duration or 0) / 1e6 or None, list(container.streams)  # sound may be what lasts so long
 
@@ -259,7 +259,7 @@ class Video:
 
 
 class VideoError(Exception):
-    """A video can't be opened."""
+    """A video, a camera or a stream can't be opened, or is lost."""
 
 
 class TimedFile(io.FileIO):

@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     add = parser.add_argument_group("measuring a model instead of training one").add_argument
     add("--evaluate", type=Path, metavar="MODEL", help="the .h5 or .keras to measure")
     add("--split", choices=SPLITS, help="the images to measure it on (default: validation)")
-    add("--labels", type=lambda names: [name.strip() for name in names.split(",")],
+    add("--labels", type=lambda names: [name.strip() for name in names.split(",") if name.strip()],
         help="names of its outputs in order, separated by commas; for a file that doesn't contain them")  # fmt: skip
     add("--scaling", choices=SCALINGS, help="the pixel range it expects: 0 to 1, -1 to 1, 0 to 255, or standardised")
     add = parser.add_argument_group("taking a model elsewhere instead of training one").add_argument

@@ -29,7 +29,7 @@ def export(options: argparse.Namespace, model: Path) -> None:
     beside = path.with_name(f"{path.name}.json")
     with atomic_write(path) as network, atomic_write(beside) as text:
         network.write_bytes(content)
-        text.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     print(f"Network: {path}, {len(content) / 1e6:.1f} MB\nLabels and preprocessing: {beside}")
 
 

@@ -38,7 +38,7 @@ def write_report(
     run |= {"corrupted": to_markdown(format_corrupted(corrupted)), "megabytes": megabytes}
     card = _render_model_card(metadata | run, data, evaluations)
     with atomic_write(folder / "README.md") as partial:
-        partial.write_text(card, encoding="utf-8")
+        partial.write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def plot_samples(data: Dataset, label: str | None, path: Path) -> None:

@@ -72,8 +72,7 @@ def draw_face(emotion: str, rng: np.random.Generator, size: int = IMAGE_SIZE) ->
     pixels = np.full((CANVAS, CANVAS), rng.uniform(20, 235), np.float32)
     unit = CANVAS * rng.uniform(0.37, 0.43)
     height = rng.uniform(1.22, 1.4)
-    turn = rng.uniform(-0.12, 0.12)
-    nod = rng.uniform(-0.06, 0.06)
+    turn, nod = rng.uniform(-0.12, 0.12), rng.uniform(-0.06, 0.06)
     tilt = rng.normal(0, 6)
     centre = np.array([CANVAS / 2, CANVAS * 0.52]) + rng.uniform(-0.03, 0.03, 2) * CANVAS
     sketch = _Sketch(pixels, unit, centre, tilt, turn, nod, skin, dark)
@@ -99,8 +98,7 @@ def _draw_eyes_and_nose(sketch, rng, brow_inner, brow_outer, eye, nose):
     eye_y, eye_gap = -0.1 + sketch.nod, rng.uniform(0.37, 0.43)
     brow_y = eye_y - rng.uniform(0.26, 0.31)
     brow_thickness = rng.uniform(0.06, 0.11)
-    eye_size = rng.uniform(0.16, 0.19)
-    gaze = rng.uniform(-0.04, 0.04)
+    eye_size, gaze = rng.uniform(0.16, 0.19), rng.uniform(-0.04, 0.04)
     for side in (-1, 1):
         x = side * eye_gap + turn
         opening = eye_size * 0.55 * max(eye, 0.25) * rng.uniform(0.92, 1.08)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from expressions import UserError
-from expressions.classifier import MAX_BATCH_PIXELS, Classifier, softmax
+from expressions.classifier import Classifier, softmax
 from expressions.files import atomic_write
 from expressions.training import distributed
 from expressions.training.fer2013 import original_digests
@@ -110,14 +110,11 @@ def _ask(teacher, images, labels):
     said = np.full((len(images), classifier.network.output_shape[1]), np.nan, np.float32)
     said[rows] = 0
     print(f"{teacher} looks at {len(rows)} images ...", flush=True)
-    size = max(1, MAX_BATCH_PIXELS // classifier.size**2)
-    for start, zoom, step in product(range(0, len(rows), size), VIEWS, (1, -1)):
-        batch = rows[start : start + size]
-        views = [zoom_image(image, zoom)[:, ::step] for image in images[batch]]
-        logits = classifier.network.predict_on_batch(classifier.inputs(views))
+    for zoom, mirrored in product(VIEWS, (False, True)):
+        logits = classifier.predict_logits([zoom_image(image, zoom) for image in images[rows]], mirrored)
         known, votes = np.split(logits, [len(labels)], axis=1)
         probabilities = np.hstack([softmax(known, classifier.metadata.get("temperature", 1)), softmax(votes)])
-        said[batch] += probabilities / (2 * len(VIEWS))
+        said[rows] += probabilities / (2 * len(VIEWS))
     return said
 
 

@@ -96,6 +96,25 @@ def test_a_broken_packet_of_sound_is_skipped(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)  # of these, .avi gets the packets as they are
+def test_sound_goes_on_where_times_begin_anew_and_its_layout_changes(tmp_path, suffix):
+    """As in files that were joined, and in recordings of television."""
+    parts = [
+        write_flash(tmp_path / f"{channels}.ts", ["libx264", "ac3"], "-ac", channels, "-ar", rate)
+        for channels, rate in ((6, 48_000), (2, 44_100))
+    ]
+    joined, saved = tmp_path / "joined.ts", tmp_path / f"saved{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert save(joined, saved).lacking == ""
+    with av.open(str(saved)) as video:
+        sound = [(frame.time, np.abs(frame.to_ndarray()).max() > 0.02) for frame in video.decode(audio=0)]
+    times, loud = np.array([time for time, _ in sound]), np.array([loud for _, loud in sound])
+    assert np.diff(times).max() < 0.1 and times[-1] == pytest.approx(4, abs=0.2)
+    for begin, end, expected in ((0.1, 0.9, False), (1.1, 1.9, True), (2.2, 2.8, False), (3.2, 3.8, True)):
+        assert (loud[(times > begin) & (times < end)] == expected).all(), begin
+
+
+@pytest.mark.faults
 def test_sound_of_an_unknown_codec_is_left_out_and_told(tmp_path):
     path = write_flash(tmp_path / "in.mkv", KINDS["mkv"])
     path.write_bytes(path.read_bytes().replace(b"A_VORBIS", b"A_UNKNOWN"[:8]))

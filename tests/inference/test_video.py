@@ -30,6 +30,16 @@ def read(path):
 
 
 @needs_ffmpeg
+@pytest.mark.faults
+def test_a_tag_with_nonsense_for_a_duration(tmp_path):
+    """Too large a number for float."""
+    path = tmp_path / "video.mkv"
+    ffmpeg("-f", "lavfi", "-i", SCENE, "-metadata:s:v", f"XURATION={'9' * 400}:00:00.0", path)
+    path.write_bytes(path.read_bytes().replace(b"DURATION", b"NONSENSE").replace(b"XURATION", b"DURATION"))
+    assert len(read(path)[0]) == 50
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize(
     "suffix, codec", [("mkv", "libx264 -x264-params interlaced=1"), ("vob", "mpeg2video -flags +ildct+ilme")]
 )

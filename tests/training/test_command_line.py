@@ -49,6 +49,10 @@ def test_options_out_of_range(arguments, words, capsys, monkeypatch):
     assert caught.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_comma_at_the_end_of_the_labels_begins_no_other():
+    assert command_line.parse(["--evaluate", "a.h5", "--labels", "angry, happy,"], "").labels == ["angry", "happy"]
+
+
 def test_what_the_help_says_is_what_the_program_does():
     """It is written before the modules that know it, which take seconds to load."""
     scratch, drawn, started = train.FROM_SCRATCH, train.DRAWN_FACES, train.FINE_TUNING

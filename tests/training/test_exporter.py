@@ -104,11 +104,11 @@ def test_the_limited_process_runs_once_and_tells_the_shapes(tmp_path, monkeypatc
         actions.append(action)
         return METADATA | {"input_shape": [None, 64, 64, 3], "output_shape": [None, 15]}, b"a network"
 
-    actions, path = [], tmp_path / "face.onnx"
+    actions, path = [], tmp_path / "caf\udce9.onnx"  # a name in Latin-1
     monkeypatch.setattr(exporter, "run_sandboxed", run_sandboxed)
     exporter.export(Namespace(export=path, model=None, labels=None, scaling=None), tmp_path / "model.h5")
-    said = json.loads(path.with_name("face.onnx.json").read_text())
-    assert actions == ["onnx"] and path.read_bytes() == b"a network"
+    said = json.loads(path.with_name("caf\udce9.onnx.json").read_text())
+    assert said["file"] == path.name and actions == ["onnx"] and path.read_bytes() == b"a network"
     assert said["input"]["shape"] == ["faces", 64, 64, 3] and said["output"]["shape"] == ["faces", 15]
     assert "votes" in said["output"] and said["labels"] == METADATA["labels"]
 

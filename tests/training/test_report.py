@@ -24,7 +24,7 @@ def test_a_report_on_disk(tmp_path):
     pd.DataFrame(history).to_csv(tmp_path / "history.csv", index=False)
     facts = {
         "name": "my_model", "network": "compact", "parameters": 1757863, "labels": list(data.labels),
-        "scaling": "unit", "temperature": 1.234, "data": "drawn", "fingerprint": "0123456789abcdef", "seed": 3,
+        "scaling": "unit", "temperature": 1.234, "data": "dr\udce4wn", "fingerprint": "0123456789abcdef", "seed": 3,
         "batch_size": 64, "start": None, "fold": None, "teachers": ["first.h5", "second.h5"], "precision": "float32",
         "machine": "a machine", "versions": "some versions",
     }  # fmt: skip
@@ -39,6 +39,7 @@ def test_a_report_on_disk(tmp_path):
         assert image is not None and image.std() > 5, name
     card = (tmp_path / "README.md").read_text()
     assert f"{evaluations['single view'].accuracy:.1%}" in card and "3 epochs in 3 minutes" in card
+    assert "dr\\udce4wn" in card  # a folder whose name is in Latin-1
     assert "epoch 2" in card and "one note" in card and "1,757,863" in card and "0123456789abcdef" in card
     assert "first.h5, second.h5" in card and "| half contrast | 25.0% | 0.125 |" in card
     assert not list(tmp_path.glob("*partial*"))

@@ -8,27 +8,20 @@ import numpy as np
 import pytest
 
 from expressions import EMOTIONS, UserError
+from expressions.classifier import Classifier
 from expressions.training import dataset, synthetic, targets, teachers
 
 FACES, LABELS = synthetic.draw_faces(8, seed=0)
 
 
-class Teacher:
-    """Gives the same probabilities for every image, of labels and votes."""
-
-    labels, size = EMOTIONS, 96  # so the network takes 16 images at once
-
-    def __init__(self, sure_of, fold):
-        self.metadata, self.logits = {"fold": fold, "temperature": 2.0}, np.zeros(15, np.float32)
-        self.logits[[sure_of, 7 + sure_of]] = 4
-        self.network = SimpleNamespace(output_shape=(None, 15), predict_on_batch=self.predict)
-
-    def predict(self, x):
-        assert len(x) <= 16
-        return np.tile(self.logits, (len(x), 1))
-
-    def inputs(self, views):
-        return np.stack(views)
+def make_teacher(sure_of, fold, logit=4):
+    """A classifier with the same probabilities for every image, of labels and votes."""
+    logits = np.zeros(15, np.float32)
+    logits[[sure_of, 7 + sure_of]] = logit
+    network = SimpleNamespace(
+        input_shape=(None, 48, 48, 1), output_shape=(None, 15), predict_on_batch=lambda x: np.tile(logits, (len(x), 1))
+    )
+    return Classifier(network, {"labels": EMOTIONS, "scaling": "unit", "fold": fold, "temperature": 2.0})
 
 
 @pytest.fixture
@@ -36,7 +29,7 @@ def ask(monkeypatch):
     """A function: what teachers, each given by what it is sure of and its fold, say of FACES."""
 
     def ask(*each):
-        files = {f"{index}.h5": Teacher(*one) for index, one in enumerate(each)}
+        files = {f"{index}.h5": make_teacher(*one) for index, one in enumerate(each)}
         monkeypatch.setattr(teachers.Classifier, "load", lambda path: files[path.name])
         return teachers.soft_labels([teachers.Path(name) for name in files], FACES, EMOTIONS)
 
@@ -71,6 +64,12 @@ def test_each_image_is_told_by_those_alone_that_have_not_seen_it(ask):
     assert soft[first][0, 10] == pytest.approx(np.exp(4) / (np.exp(4) + 7), abs=1e-4)
     both = ask((3, None), (5, "2/3"))
     assert both[second][:, 3] == pytest.approx(both[second][:, 5]) and set(both[~second].argmax(axis=1)) == {10}
+
+
+@pytest.mark.faults
+def test_a_teacher_that_gives_no_numbers_is_no_teacher(ask):
+    with pytest.raises(UserError, match="the model gives no numbers but NaN or infinity"):
+        ask((3, None), (5, None, np.inf))
 
 
 def test_soft_labels_come_back_from_their_file(ask, tmp_path):
