@@ -210,7 +210,8 @@ def test_a_video_that_can_not_be_entered_is_labelled_in_one_go(material, expecte
     try:
         for segment in range(3):
             assert jobs.run_job(job._replace(segment=segment)) == jobs.SegmentDone(3)
-        done = jobs.run_job(job._replace(segment=None, segments=3))
+        done = jobs.run_job(join := job._replace(segment=None, segments=3))
+        assert jobs.run_job(join) == done  # given out again, for the process died while it removed the segments
     finally:
         cv2.setNumThreads(-1)
         jobs.worker_recognizer.cache_clear()
