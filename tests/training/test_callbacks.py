@@ -78,7 +78,7 @@ def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained,
     assert read_metadata(tmp_path / "on.h5")["start"] == "small.h5"
 
 
-KILLS, EPOCHS = 5, 24
+KILLS, EPOCHS = 5, 16
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
