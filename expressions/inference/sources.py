@@ -85,8 +85,8 @@ class Source:
         try:
             for number, (image, seconds) in enumerate(self.frames):
                 yield Frame(image, number, seconds)
-        except VideoError as error:
-            self._fail(error)
+        except (VideoError, OSError) as error:  # the latter of pixels that FFmpeg can't convert
+            self._fail(getattr(error, "strerror", error))
 
     def __enter__(self) -> "Source":
         return self

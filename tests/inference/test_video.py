@@ -1,5 +1,6 @@
 """Videos read by PyAV: what their headers say, right or wrong, and what they may not do."""
 
+import errno
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, write_video
 from samples import ffmpeg, gray, needs_ffmpeg, record_video
 
+from expressions import UserError
 from expressions.inference import video
 from expressions.inference.sources import Source
 
@@ -27,6 +29,22 @@ SCENE = "testsrc=size=320x240:rate=25:duration=2"
 def read(path):
     with Source(path) as source:
         return list(source), source
+
+
+@pytest.mark.faults
+def test_pixels_that_can_not_be_converted_are_an_error_of_their_video(tmp_path, monkeypatch):
+    """As FFmpeg says it of some rare formats of pixels."""
+    path, images = record_video(tmp_path / "video.avi"), []
+
+    def image(reader, frame):
+        images.append(frame)
+        if len(images) > 1:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(video.Video, "image", image)
+    with pytest.raises(UserError, match=r"video.avi: Operation not supported$"):
+        read(path)
 
 
 @needs_ffmpeg

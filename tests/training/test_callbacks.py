@@ -78,7 +78,7 @@ def test_a_run_that_goes_on_from_a_model_leaves_the_mean_of_its_weights(trained,
     assert read_metadata(tmp_path / "on.h5")["start"] == "small.h5"
 
 
-KILLS, EPOCHS = 5, 16
+KILLS, EPOCHS = 4, 16
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
@@ -95,7 +95,7 @@ def whole(build_once, data_folder):
 
 @pytest.mark.faults
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])  # ten kills in two tests, for the two processes that run tests
+@pytest.mark.parametrize("seed", [0, 1])  # eight kills in two tests, for the two processes that run tests
 def test_kills_at_random_moments_change_nothing(tmp_path, data_folder, whole, seed):
     """Not a weight: on one thread all additions come in the same order."""
     model, state, moments = tmp_path / "killed.h5", tmp_path / "killed" / "state.npz", random.Random(seed)

@@ -116,8 +116,8 @@ def test_two_processes_train_as_one_does(start, data_folder, alone, tmp_path):
 @needs("jax")
 @pytest.mark.slow
 def test_two_devices_of_one_process_train_as_one_does(start, data_folder, alone, tmp_path):
-    """From a model, with a teacher, and the mean of the weights of the epochs."""
-    more = ("--start", alone, "--teacher", alone)
+    """From a model, and the mean of the weights of the epochs."""
+    more = ("--start", alone)
     runs = [
         ended(start(*words(data_folder, tmp_path / f"{devices}.h5", *more), devices=devices))[0] for devices in (1, 2)
     ]
