@@ -86,7 +86,7 @@ class Source:
             for number, (image, seconds) in enumerate(self.frames):
                 yield Frame(image, number, seconds)
         except (VideoError, OSError) as error:  # the latter of pixels that FFmpeg can't convert
-            self._fail(getattr(error, "strerror", error))
+            self._fail(getattr(error, "strerror", None) or error)
 
     def __enter__(self) -> "Source":
         return self
