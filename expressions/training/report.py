@@ -34,7 +34,7 @@ def write_report(
     _plot_curves(history, epoch, folder / "curves.png")
     plot_confusion_matrix(first, folder / "confusion_matrix.png")
     plot_top_losses(data.splits["validation"].images, first, folder / "mistakes.png")
-    run = {"epoch": epoch, "epochs": history["epoch"].max() + 1, "minutes": history["seconds"].sum() / 60}
+    run = {"epoch": epoch, "epochs": history["epoch"].max() + 1, "minutes": round(history["seconds"].sum() / 60, 1)}
     run |= {"corrupted": to_markdown(format_corrupted(corrupted)), "megabytes": megabytes}
     card = _render_model_card(metadata | run, data, evaluations)
     with atomic_write(folder / "README.md") as partial:
